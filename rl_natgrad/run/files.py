@@ -1,0 +1,58 @@
+"""Writes that survive a crash, and errors that name their file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError raised inside carries `path`: a failing write (disk full) does not name its file itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """`path` holds either its old content or all of `data`, at whatever moment the process or machine stops.
+
+    A rename is atomic only within a folder, and lasting only once the folder itself is on disk: a temporary
+    sibling is written and synced, renamed over `path`, and then the folder is synced.
+
+    Raises:  OSError with errno and path; the sibling is removed, the old file untouched.
+    """
+    sibling = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with naming(path):
+        try:
+            with open(sibling, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(sibling, path)
+        except BaseException:
+            sibling.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`content` as indented JSON, atomically. Strict JSON: NaN and inf raise ValueError."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, f"{text}\n".encode())
+
+
+def sync_folder(path: Path) -> None:
+    """The names in folder `path` (created, renamed or removed files) are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,117 @@
+"""A run's folder and its record, run.json: who, what, when, and how it ended."""
+
+from __future__ import annotations
+
+import platform
+import secrets
+import shlex
+import sys
+import time
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rl_natgrad.run import provenance
+from rl_natgrad.run.files import write_atomically, write_json
+from rl_natgrad.run.records import RECORD, read_record
+
+
+def create(runs_dir: str | Path, env_id: str, algo: str, seed: int) -> Path:
+    """A new folder <runs_dir>/<env id>/<algo>/<start time>-s<seed>-<4 random letters>, made by this call.
+
+    mkdir either makes the folder or fails, so two runs never share one however many start at once.
+    Raises:  OSError with errno and path (read-only, disk full, a file in the way).
+    """
+    group = Path(runs_dir) / env_id.replace(":", "-").replace("/", "-") / algo
+    group.mkdir(parents=True, exist_ok=True)
+    while True:
+        path = group / f"{time.strftime('%Y%m%d-%H%M%S')}-s{seed}-{secrets.token_hex(2)}"
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            continue
+
+
+class RunRecord:
+    """The run.json of one run. Every change is on disk, whole, when the call returns.
+
+    Keys: command, config, seed, git {hash, dirty} | null, versions, platform, threads, device, backend,
+    restorable, start, end, outcome (running | finished | stopped | failed), error, and resumed: one
+    {start, command} for each time the run was continued.
+    """
+
+    def __init__(self, path: Path, data: dict[str, Any]):
+        self.path, self.data = Path(path), data
+
+    @classmethod
+    def start(
+        cls,
+        path: Path,
+        *,
+        command: str,
+        config: dict,
+        threads: int,
+        device: str,
+        backend: str,
+        restorable: bool,
+    ) -> RunRecord:
+        """The record of a run that begins now in folder `path`."""
+        data = {
+            "command": command,
+            "config": config,
+            "seed": config.get("seed"),
+            "git": provenance.git_state(),
+            "versions": provenance.versions(),
+            "platform": platform.platform(),
+            "threads": threads,
+            "device": device,
+            "backend": backend,
+            "restorable": restorable,
+            "start": _now(),
+        }
+        record = cls(path, data)
+        record.update(end=None, outcome="running", error=None)
+        return record
+
+    @classmethod
+    def resume(cls, path: Path, *, command: str, **changed: Any) -> RunRecord:
+        """The record in folder `path`, running again: its start is kept, `changed` keys are replaced.
+
+        Raises:  OSError where run.json cannot be read, ValueError where it is no record.
+        """
+        data = read_record(path)
+        again = {"start": _now(), "command": command, "after": data.get("outcome")}
+        record = cls(path, data)
+        record.update(
+            **changed, resumed=[*data.get("resumed", []), again], end=None, outcome="running", error=None
+        )
+        (Path(path) / "traceback.txt").unlink(missing_ok=True)  # it told of the end that is now undone
+        return record
+
+    def update(self, **changed: Any) -> None:
+        """The keys in `changed` are replaced, on disk too."""
+        self.data |= changed
+        write_json(self.path / RECORD, self.data)
+
+    def finish(self, outcome: str, error: BaseException | str | None = None) -> None:
+        """The run ended: finished, stopped or failed. An exception leaves traceback.txt and its last line."""
+        if isinstance(error, BaseException):
+            lines = traceback.format_exception(error)
+            try:
+                write_atomically(self.path / "traceback.txt", "".join(lines).encode())
+            finally:  # a full disk may still take the shorter record
+                self.update(end=_now(), outcome=outcome, error=lines[-1].strip().splitlines()[-1])
+        else:
+            self.update(end=_now(), outcome=outcome, error=error)
+
+
+def command_line(module: str, arguments: list[str] | None = None) -> str:
+    """What the user would type to do this again: python -m <module> <arguments>."""
+    return shlex.join(["python", "-m", module, *(sys.argv[1:] if arguments is None else arguments)])
+
+
+def _now() -> str:
+    """ISO 8601, local time with its offset, to the second."""
+    return datetime.now(UTC).astimezone().isoformat(timespec="seconds")

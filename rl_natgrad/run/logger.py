@@ -1,0 +1,99 @@
+"""The numbers of a run: one row per update, to metrics.jsonl and to TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rl_natgrad.run import events
+from rl_natgrad.run.files import naming, write_atomically
+from rl_natgrad.run.records import METRICS, read_rows
+
+CHARTS = {
+    "KL: predicted, realised": ["policy/kl_predicted", "policy/kl"],
+    "surrogate gain: predicted, realised": ["policy/gain_predicted", "policy/gain"],
+}
+# TensorBoard takes the columns of its HPARAMS page from one arbitrary run. So every run records what people
+# sweep most, overridden or not, and adds what else it overrode.
+USUAL = (
+    "seed", "total_steps", "num_envs", "horizon", "algo.delta", "algo.lr", "algo.gamma", "algo.lam",
+    "solver.name", "solver.damping", "solver.max_iter", "fisher.name", "fisher.fraction",
+    "optimizer.name", "optimizer.lr", "critic.name", "critic.lr", "policy.name",
+)  # fmt: skip
+
+
+class Logger:
+    """Appends rows to <path>/metrics.jsonl and to an event file of its own; every row is flushed.
+
+    purge_step: on resume, the first step that is written again; TensorBoard forgets it and what follows in
+    earlier files. Cut metrics.jsonl before (`cut`).
+    """
+
+    def __init__(self, path: str | Path, *, purge_step: int | None = None):
+        self._metrics = Path(path) / METRICS
+        self._file = open(self._metrics, "a", encoding="utf-8")  # noqa: SIM115 (kept open for the run)
+        self._events = events.EventFile(Path(path), purge_step=purge_step)
+        if purge_step is None:
+            self._events.summary(events.layout("trust region", CHARTS))
+
+    def write(self, row: Mapping[str, float | int | bool | None], step: int, update: int) -> None:
+        """One line of metrics.jsonl, and one point per tag at x = step. None says nothing and is not written.
+
+        JSON has no NaN: a value that is not finite stands as null in metrics.jsonl, as itself in TensorBoard.
+        Raises:  OSError with errno and path.
+        """
+        said = {tag: float(value) for tag, value in row.items() if value is not None}
+        line = {"step": step, "update": update}
+        line |= {tag: _plain(value) if math.isfinite(value) else None for tag, value in said.items()}
+        with naming(self._metrics):
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        self._events.scalars(said, step)
+
+    def hparams(self, config: Mapping, overrides: Sequence[str] = ()) -> None:
+        """What the HPARAMS page shows of this run: algorithm, environment, and what was overridden."""
+        for summary in events.hparams_start(hparams(config, overrides), ["eval/return", "rollout/return"]):
+            self._events.summary(summary)
+
+    def close(self, outcome: str | None = None) -> None:
+        """The files are closed; HPARAMS says how the run ended when `outcome` is given."""
+        if outcome is not None:
+            self._events.summary(events.hparams_end(success=outcome == "finished"))
+        self._file.close()
+        self._events.close()
+
+
+def hparams(config: Mapping, overrides: Sequence[str] = ()) -> dict[str, bool | float | str]:
+    """Algorithm, environment, the usual suspects and the overridden keys of `config`, as scalars."""
+    keys = [*USUAL, *(override.split("=", 1)[0].lstrip("+") for override in overrides)]
+    found = {"algo": config["algo"]["name"], "env": config["env"]["id"]}
+    for key in dict.fromkeys(keys):
+        value: object = config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if isinstance(value, Mapping):  # a group, such as solver=cg
+            value = value.get("name")
+        if value is not None and key not in ("runs_dir", "resume"):
+            plain = value if isinstance(value, bool | int | float) else str(value)
+            found.setdefault(key.removesuffix(".name"), plain)
+    return found
+
+
+def cut(path: str | Path, update: int) -> None:
+    """metrics.jsonl as it was after `update`: no later row, no final evaluation row, no half-written line.
+
+    The final evaluation is a second row of the last update, so the first row of each update is kept.
+    """
+    kept, seen = [], set()
+    for row in read_rows(path):
+        if row["update"] <= update and row["update"] not in seen:
+            seen.add(row["update"])
+            kept.append(json.dumps(row) + "\n")
+    write_atomically(Path(path) / METRICS, "".join(kept).encode())
+
+
+def _plain(value: float) -> float | int:
+    """Counts are written as 3, not 3.0."""
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value

@@ -1,0 +1,156 @@
+"""What a person sees while a run trains: three lines, a bar or a line now and then, and the outcome."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TextIO
+
+LINE_SECONDS, LINE_SHARE = 10.0, 0.1  # off a terminal: a line after so many seconds or this share of the run
+REFRESH_SECONDS = 0.1  # on a terminal; nothing runs between updates, so no thread disturbs training
+
+
+class Progress:
+    """`header` once, `update` after every policy update, `done` at the end; `close` always (or use `with`).
+
+    total_steps: where training ends.  first_step: where it (re)starts; rates count from there.
+    stream: a bar (rich, imported only then) where it is a terminal, plain lines elsewhere.
+    """
+
+    def __init__(self, total_steps: int, *, first_step: int = 0, stream: TextIO | None = None):
+        self._stream = stream or sys.stdout
+        if hasattr(self._stream, "reconfigure"):
+            self._stream.reconfigure(errors="replace")  # an ASCII terminal shows ? for ·, and trains on
+        self._total, self._first = total_steps, first_step
+        self._start = self._last_time = time.monotonic()
+        self._last_step = first_step
+        self._bar = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def header(
+        self,
+        path: Path,
+        runs_dir: Path,
+        config: Mapping,
+        *,
+        device: str,
+        threads: int,
+        note: str | None = None,
+    ) -> None:
+        """Where the run is, how to watch it, what it is; and a note when something needs saying."""
+        self._say(f"run     {path}")
+        self._say(f"watch   tensorboard --logdir {runs_dir}")
+        size = f"{config['num_envs']} environments × {config['horizon']} steps"
+        place = f"{device}, {threads} thread{'s' if threads != 1 else ''}"
+        self._say(
+            f"{config['algo']['name']} · {config['env']['id']} · {size} · seed {config['seed']} · {place}"
+        )
+        if note:
+            self._say(f"note    {note}")
+
+    def update(self, step: int, row: Mapping) -> None:
+        """The bar moves to `step`; off a terminal a line is printed when one is due."""
+        now = time.monotonic()
+        if self._stream.isatty():
+            if self._bar is None:
+                self._bar = _bar(self._stream, self._total)
+            width = self._bar.console.width
+            text = self._text(step, row, now, width - 12)
+            self._bar.columns[0].bar_width = max(min(32, width - len(text) - 2), 8)
+            self._bar.update(0, completed=step, text=text)
+            if now - self._last_time >= REFRESH_SECONDS or step >= self._total:
+                self._bar.refresh()
+                self._last_time = now
+            return
+        due = now - self._last_time >= LINE_SECONDS or step - self._last_step >= LINE_SHARE * self._total
+        if due or step >= self._total:
+            self._say(self._text(step, row, now))
+            self._last_time, self._last_step = now, step
+
+    def done(
+        self,
+        path: Path,
+        runs_dir: Path,
+        step: int,
+        *,
+        outcome: str = "finished",
+        train_return: float | None = None,
+        eval_returns: tuple[float, float, int] | None = None,
+    ) -> None:
+        """How it ended, how to watch and how to play.
+
+        train_return: mean of the last 100 episodes.  eval_returns: mean, standard deviation, episodes.
+        """
+        self.close()
+        parts = [f"{step:,} steps in {_duration(time.monotonic() - self._start)}"]
+        parts.append(f"return {_number(train_return)} (last 100 episodes)")
+        if eval_returns is not None:
+            mean, std, episodes = eval_returns
+            parts.append(f"evaluation {_number(mean)} ± {_number(std)} ({episodes} episodes)")
+        word = {"finished": "done"}.get(outcome, outcome)
+        self._say(f"{word:<7} {' · '.join(parts)}")
+        self._say(f"watch   tensorboard --logdir {runs_dir}")
+        self._say(f"play    python -m rl_natgrad.evaluate run={path}")
+
+    def close(self) -> None:
+        """The bar ends and the cursor is shown again."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _text(self, step: int, row: Mapping, now: float, width: float = math.inf) -> str:
+        """One line of numbers; what matters least goes first where it is wider than `width`."""
+        rate = (step - self._first) / max(now - self._start, 1e-9)
+        left = max(self._total - step, 0) / rate if rate > 0 else 0.0
+        share = f"{min(step / self._total, 1):4.0%}"
+        parts = [share, f"{step:,}/{self._total:,}", f"return {_number(row.get('rollout/return'))}"]
+        if row.get("policy/kl") is not None:
+            parts.append(f"kl {row['policy/kl']:.4f}")
+        if row.get("search/tries") is not None:
+            parts.append(f"backtracks {max(int(row['search/tries']) - 1, 0)}")
+        parts += [f"{_two_digits(rate):,} steps/s", f"eta {int(left) // 60}:{int(left) % 60:02d}"]
+        while len("  ".join(parts)) > width and len(parts) > 5:
+            del parts[-3]
+        return "  ".join(parts)
+
+    def _say(self, line: str) -> None:
+        print(line, file=self._stream, flush=True)
+
+
+def _bar(stream: TextIO, total: int):
+    """A started rich bar: ━━━╸━━━ <text>."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    text = TextColumn("{task.fields[text]}", markup=False)
+    bar = Progress(BarColumn(), text, console=Console(file=stream), auto_refresh=False)
+    bar.add_task("", total=total, text="")
+    bar.start()
+    return bar
+
+
+def _number(value: float | None) -> str:
+    """A return for people: 489, -91.3, 0.52; - where no episode has ended yet."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 100 or float(value).is_integer() else f"{value:.3g}"
+
+
+def _two_digits(rate: float) -> int:
+    """31,234 as 31,000: the rest is noise."""
+    return int(float(f"{rate:.2g}"))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,65 @@
+"""Reading what runs left behind, also while they are being written."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from rl_natgrad.run.files import naming
+
+RECORD, METRICS = "run.json", "metrics.jsonl"
+AGGREGATES = "compare.json"  # marks a folder that compare itself wrote
+
+
+def find_runs(folders: Iterable[str | Path]) -> list[Path]:
+    """Every folder at any depth below `folders` with a run.json, sorted; none that compare made itself."""
+    found = set()
+    for folder in folders:
+        for base, names, files in os.walk(folder, followlinks=True):
+            if AGGREGATES in files:
+                names.clear()
+            elif RECORD in files:
+                names.clear()  # a run holds no runs
+                found.add(Path(base))
+    return sorted(found)
+
+
+def read_record(path: str | Path) -> dict:
+    """run.json of the run in folder `path`.
+
+    Raises:  OSError where it cannot be read, ValueError (one line, naming the file) where it is no record.
+    """
+    file = Path(path) / RECORD
+    with naming(file):
+        text = file.read_text()
+    try:
+        record = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from None
+    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+        raise ValueError(f"{file} is not the record of a run: it has no config")
+    return record
+
+
+def read_rows(path: str | Path) -> list[dict]:
+    """The rows of <path>/metrics.jsonl; [] where there is no such file.
+
+    The last line may be half-written, by a run in progress or one that was killed: it is then left out.
+    Raises:  ValueError (one line, naming file and line) where an earlier line is broken.
+    """
+    file = Path(path) / METRICS
+    try:
+        lines = file.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):  # a whole line ends in \n
+        try:
+            row = json.loads(line)
+            row["step"], row["update"]
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(f"{file}, line {number}: not a row of metrics") from None
+        rows.append(row)
+    return rows
