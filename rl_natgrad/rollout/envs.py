@@ -1,0 +1,115 @@
+"""Vector environments: one contract, whatever steps them."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+
+from rl_natgrad.rollout.episode import Recipe
+from rl_natgrad.rollout.errors import EnvError, EnvSetupError, one_line
+from rl_natgrad.rollout.native import NATIVE, NativeEnvs
+from rl_natgrad.rollout.sync import SyncEnvs
+
+__all__ = ["EnvError", "EnvSetupError", "Envs", "make"]
+
+BACKENDS = ("auto", "sync", "async", "native", "envpool")
+
+
+class Envs(Protocol):
+    """B environments stepped together.
+
+    The spaces are a single environment's, as a policy sees them: observations a float32 vector or a uint8
+    image (channels first), finite Box actions in [−1, 1].  NEXT_STEP: at an end the observation is the true
+    last one; the following row is a reset row, whose action is ignored, reward 0 and flags False.
+    Arrays returned may be overwritten by the next call.
+    """
+
+    backend: str  # sync, async, native or envpool
+    restorable: bool
+    note: str | None  # what was done to the observation, for the user
+    num_envs: int
+    observation_space: spaces.Box
+    action_space: spaces.Space
+
+    def reset(self) -> np.ndarray:
+        """The first observations (B, *O)."""
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """obs (B, *O), reward (B,) float64, terminated (B,), truncated (B,) after action (B, *A)."""
+
+    def snapshot(self) -> dict[str, Any]:
+        """Where every environment stands: numpy arrays, strings and numbers. Only where `restorable`."""
+
+    def restore(self, snapshot: dict[str, Any]) -> tuple[np.ndarray, list[int]]:
+        """Puts fresh environments there; their observations, and who did not come back to the same one."""
+
+    def close(self) -> None:
+        """Ends the environments and the processes they run in."""
+
+
+def make(cfg: Any, num_envs: int, seed: int) -> Envs:
+    """The environments that `cfg` (id, backend, allow_import, timeout, kwargs) asks for.
+
+    auto: native where dynamics and episode ends equal the scalar environment's, else sync. It never
+    depends on which extras are installed.  Raises EnvSetupError, one line, where they cannot be used at all.
+    """
+    backend = cfg.backend
+    if backend not in BACKENDS:
+        raise EnvSetupError(f"env.backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
+    spec, kwargs = find(cfg.id, cfg.allow_import), dict(cfg.kwargs)
+    fits = cfg.id in NATIVE and kwargs.keys() <= NATIVE[cfg.id]
+    if backend == "native" and not fits:
+        what = " with these env.kwargs" if cfg.id in NATIVE else ""
+        raise EnvSetupError(f"{cfg.id} has no vectorised environment{what}; use env.backend=sync")
+    if backend == "native" or (backend == "auto" and fits):
+        return NativeEnvs(cfg.id, spec.max_episode_steps, num_envs, seed, kwargs)
+    recipe = Recipe(cfg.id, portable(spec), kwargs, seed, cfg.timeout)
+    try:
+        return SyncEnvs(recipe, num_envs)
+    except EnvSetupError:
+        raise
+    except Exception as error:
+        raise EnvSetupError(f"{cfg.id}: {missing_extra(error) or one_line(error)}") from error
+
+
+def find(id: str, allow_import: bool) -> EnvSpec:
+    """The registered environment of that id; `module:Id` imports the module first, which runs its code."""
+    if ":" in id and not allow_import:
+        module = id.partition(":")[0]
+        raise EnvSetupError(f"env.id={id} runs the code of {module}: needs env.allow_import=true")
+    try:
+        if id.startswith("ALE/"):
+            importlib.import_module("ale_py")  # registers the Atari games
+        return gym.spec(id)
+    except Exception as error:
+        if id.startswith("ALE/") and isinstance(error, ImportError):
+            raise EnvSetupError(f'{id} needs an extra: pip install "rl-natgrad[atari]"') from error
+        raise EnvSetupError(f"env.id={id}: {one_line(error)}") from error
+
+
+def portable(spec: EnvSpec) -> str:
+    """The spec as JSON; a class or function as entry point becomes `module:name`."""
+    entry = spec.entry_point
+    if not isinstance(entry, str):
+        spec = EnvSpec(**{**spec_fields(spec), "entry_point": f"{entry.__module__}:{entry.__qualname__}"})
+    return spec.to_json()
+
+
+def spec_fields(spec: EnvSpec) -> dict[str, Any]:
+    derived = {"namespace", "name", "version"}
+    return {k: v for k, v in vars(spec).items() if k not in derived}
+
+
+def missing_extra(error: Exception) -> str | None:
+    """The line that installs what an environment lacks, where that is why it failed."""
+    found = re.search(r"gymnasium\[(box2d|mujoco|atari)\]", str(error).replace("-", ""))
+    if isinstance(error, gym.error.DependencyNotInstalled | ImportError) and found:
+        return f'needs an extra: pip install "rl-natgrad[{found[1]}]"'
+    return None

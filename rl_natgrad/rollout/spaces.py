@@ -1,0 +1,166 @@
+"""Between a policy and an environment's own spaces: one flat observation in, one mapped action out.
+
+A policy sees Box observations (a float32 vector, or a uint8 image with channels first) and acts in a
+Discrete, MultiDiscrete, MultiBinary or Box space; a finite Box is [−1, 1] to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from gymnasium import spaces
+
+from rl_natgrad.rollout.errors import EnvError, EnvSetupError
+
+ACTIONS = "Discrete, MultiDiscrete, MultiBinary and Box"
+OBSERVATIONS = "Box, Discrete, MultiDiscrete, MultiBinary, and Tuple and Dict of them"
+
+
+class Leaf(NamedTuple):
+    """One part of a nested observation and its place in the flat vector."""
+
+    field: str
+    path: tuple[int | str, ...]
+    space: spaces.Space
+    place: slice
+
+
+class ObservationMap:
+    """Checks an environment's observations and writes them as the policy sees them.
+
+    space: the Box the policy sees.  note: what was changed, for the user; None where nothing was.
+    """
+
+    def __init__(self, space: spaces.Space) -> None:
+        self.raw, self.note = space, None
+        self.dtype, self.shape = space.dtype, space.shape
+        self.single = isinstance(space, spaces.Box)
+        if self.single and space.dtype == np.uint8 and len(space.shape) == 3:
+            self._image(space)
+            return
+        self.axes = None
+        self.leaves: list[Leaf] = []
+        low, high = self._collect(space, "observation", ())
+        self.space = spaces.Box(_float32(low), _float32(high), dtype=np.float32)
+        if not self.single or len(space.shape) != 1:
+            self.note = f"observation {space} is flattened to {self.space.shape[0]} numbers"
+
+    def _image(self, space: spaces.Box) -> None:
+        # Colour last (height, width, 1|3|4) becomes colour first, which is what convolutions take.
+        last = space.shape[-1] in (1, 3, 4) and space.shape[0] not in (1, 3, 4)
+        self.axes = (2, 0, 1) if last else (0, 1, 2)
+        low, high = (bound.transpose(self.axes) for bound in (space.low, space.high))
+        self.space = spaces.Box(low, high, dtype=np.uint8)
+
+    def _collect(self, space: spaces.Space, field: str, path: tuple) -> tuple[np.ndarray, np.ndarray]:
+        """The flat bounds of `space`, whose leaves are appended in order."""
+        if isinstance(space, spaces.Tuple):
+            parts = [self._collect(s, f"{field}[{k}]", (*path, k)) for k, s in enumerate(space.spaces)]
+            return tuple(np.concatenate(bounds) for bounds in zip(*parts, strict=True))  # type: ignore[return-value]
+        if isinstance(space, spaces.Dict):
+            parts = [self._collect(s, f"{field}[{k!r}]", (*path, k)) for k, s in space.spaces.items()]
+            return tuple(np.concatenate(bounds) for bounds in zip(*parts, strict=True))  # type: ignore[return-value]
+        if isinstance(space, spaces.Box):
+            low, high = space.low.ravel(), space.high.ravel()
+        elif isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+            width = spaces.flatdim(space)
+            low, high = np.zeros(width), np.ones(width)
+        else:
+            raise EnvSetupError(f"{field} space {space} is not supported; supported: {OBSERVATIONS}")
+        start = self.leaves[-1].place.stop if self.leaves else 0
+        self.leaves.append(Leaf(field, path, space, slice(start, start + low.size)))
+        return low, high
+
+    def write(self, observation: Any, out: np.ndarray) -> None:
+        """Writes one observation into its row; raises EnvError naming the field that is not in its space."""
+        if self.single:
+            known = type(observation) is np.ndarray and observation.dtype is self.dtype
+            if not known or observation.shape != self.shape:
+                observation = _as_box(observation, self.raw, "observation")
+            if self.axes is not None:
+                out[:] = observation.transpose(self.axes)
+            else:
+                out[:] = observation if observation.ndim == 1 else observation.ravel()
+            return
+        for leaf in self.leaves:
+            out[leaf.place] = _leaf_value(observation, leaf)
+
+
+def _leaf_value(observation: Any, leaf: Leaf) -> np.ndarray:
+    part = observation
+    for key in leaf.path:
+        try:
+            part = part[key]
+        except (KeyError, IndexError, TypeError) as error:
+            raise EnvError(f"{leaf.field} is missing") from error
+    if isinstance(leaf.space, spaces.Box):
+        return _as_box(part, leaf.space, leaf.field).ravel()
+    if not leaf.space.contains(part):
+        raise EnvError(f"{leaf.field} is {brief(part)}, not in {leaf.space}")
+    return spaces.flatten(leaf.space, part)
+
+
+def _as_box(value: Any, space: spaces.Box, field: str) -> np.ndarray:
+    """`value` where its shape is the space's and its dtype casts safely to the space's: Gymnasium's rule."""
+    if not isinstance(value, np.ndarray | np.generic):
+        raise EnvError(f"{field} is {brief(value)}, expected a numpy array of shape {space.shape}")
+    if value.shape != space.shape:
+        raise EnvError(f"{field} has shape {value.shape}, expected {space.shape}")
+    if not np.can_cast(value.dtype, space.dtype):
+        raise EnvError(f"{field} has dtype {value.dtype}, expected {space.dtype}")
+    return np.asarray(value)
+
+
+def brief(value: Any) -> str:
+    """Type and beginning of a value, on one line."""
+    text = " ".join(repr(value).split())
+    return f"{type(value).__name__} {text[:60]}"
+
+
+def _float32(bound: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # a float64 bound past float32's largest is no bound
+        return bound.astype(np.float32)
+
+
+def action_map(space: spaces.Space) -> tuple[spaces.Space, Callable[[np.ndarray], np.ndarray]]:
+    """The space the policy acts in, and the function from its actions (B, *A) to the environment's.
+
+    Finite Box: a ↦ clip(low + (clip(a, −1, 1) + 1)/2 · (high − low), low, high).  The second clip is needed:
+    bounds such as (−1.7, 0.3) overshoot by rounding.  Other Boxes are clipped to what bounds they have.
+    Integer spaces are shifted to start at 0.
+    """
+    if isinstance(space, spaces.Discrete):
+        shift = int(space.start)
+        return spaces.Discrete(int(space.n)), lambda action: action.astype(space.dtype) + shift
+    if isinstance(space, spaces.MultiDiscrete):
+        start = space.start
+        return spaces.MultiDiscrete(space.nvec.ravel()), (
+            lambda action: action.reshape(-1, *space.shape).astype(space.dtype) + start
+        )
+    if isinstance(space, spaces.MultiBinary):
+        width = int(np.prod(space.shape))
+        return spaces.MultiBinary(width), lambda action: action.reshape(-1, *space.shape).astype(space.dtype)
+    if isinstance(space, spaces.Box):
+        return _box_actions(space)
+    raise EnvSetupError(f"action space {space} is not supported; supported: {ACTIONS}")
+
+
+def _box_actions(space: spaces.Box) -> tuple[spaces.Box, Callable[[np.ndarray], np.ndarray]]:
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    centre, half = low / 2 + high / 2, high / 2 - low / 2  # high − low can overflow
+    width = int(np.prod(space.shape))
+    whole = np.issubdtype(space.dtype, np.integer)
+    finite = bool(np.isfinite(low).all() and np.isfinite(high).all())
+
+    def to_env(action: np.ndarray) -> np.ndarray:
+        action = action.reshape(-1, *space.shape)
+        if finite:
+            action = centre + half * np.minimum(np.maximum(action, -1.0), 1.0)
+        action = np.minimum(np.maximum(action, low), high)
+        return (np.rint(action) if whole else action).astype(space.dtype)
+
+    if finite:
+        return spaces.Box(-1.0, 1.0, (width,), np.float32), to_env
+    return spaces.Box(_float32(low.ravel()), _float32(high.ravel()), dtype=np.float32), to_env

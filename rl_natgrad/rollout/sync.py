@@ -1,0 +1,49 @@
+"""Environments stepped one after another in this process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from rl_natgrad.rollout.episode import Episodes, Recipe
+from rl_natgrad.rollout.snapshot import pack, unpack
+from rl_natgrad.rollout.spaces import action_map
+
+
+class SyncEnvs:
+    """See `envs.Envs` for the contract. The arrays returned are overwritten by the next step."""
+
+    backend, restorable = "sync", True
+
+    def __init__(self, recipe: Recipe, num_envs: int) -> None:
+        self.num_envs = num_envs
+        self.episodes = Episodes(recipe, range(num_envs))
+        first = self.episodes.all[0]
+        self.observation_space, self.note = first.observation.space, first.observation.note
+        self.raw_action_space = first.env.action_space
+        self.action_space, self.to_env = action_map(self.raw_action_space)
+        self.obs = np.zeros((num_envs, *self.observation_space.shape), self.observation_space.dtype)
+        self.reward = np.zeros(num_envs)
+        self.terminated = np.zeros(num_envs, bool)
+        self.truncated = np.zeros(num_envs, bool)
+        self.episodes.attach(self.obs, self.reward, self.terminated, self.truncated)
+
+    def reset(self) -> np.ndarray:
+        self.episodes.reset()
+        return self.obs
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        self.episodes.step(self.to_env(action))
+        return self.obs, self.reward, self.terminated, self.truncated
+
+    def snapshot(self) -> dict[str, Any]:
+        return pack(*self.episodes.snapshot(), self.obs, self.raw_action_space)
+
+    def restore(self, snapshot: dict[str, Any]) -> tuple[np.ndarray, list[int]]:
+        numbers, actions, obs = unpack(snapshot, self.num_envs, self.obs, self.raw_action_space)
+        self.episodes.replay(numbers, actions)
+        return self.obs, [i for i, row in enumerate(obs) if row.tobytes() != self.obs[i].tobytes()]
+
+    def close(self) -> None:
+        self.episodes.close()
