@@ -1,0 +1,166 @@
+"""From `key=value` overrides, or a stored mapping, to a checked Config or one line that says what is wrong.
+
+Hydra composes the chosen files of configs/; the keys given are then set on the result one by one, so that
+nothing can be added, removed or instantiated, and each refusal can name its key.
+"""
+
+import copy
+import functools
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from rl_natgrad import config_errors as say
+from rl_natgrad.config_errors import ConfigError
+from rl_natgrad.overrides import read
+from rl_natgrad.schema import DEPENDENT, MODELS, Config
+
+__all__ = ["Config", "ConfigError", "choices", "config_dir", "load", "override", "validate"]
+
+
+def load(overrides: Iterable[str]) -> Config:
+    """The configuration that `key=value` overrides give; raises ConfigError if anything in them is wrong."""
+    values = {key: given.value() for key, given in read(overrides).items()}
+    if "env" in values:
+        _resolve_env(values)
+    files = {group: _choice(group, values.pop(group)) for group in choices() if group in values}
+    tree = copy.deepcopy(_compose(files))
+    for key, value in values.items():
+        _assign(tree, key, value)
+    config = validate(tree)
+    if not _is_env(config.env.id, config.env.backend):
+        raise ConfigError(f"env.id must be a registered Gymnasium id or module:Name-v0, got {config.env.id!r}"
+                          + say.did_you_mean(config.env.id, _newest_ids()))
+    return config
+
+
+def validate(tree: dict[str, Any]) -> Config:
+    """The configuration in a plain mapping, for example one read back from run.json."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as e:
+        raise ConfigError(say.explain(e.errors(include_url=False)[0])) from None
+
+
+def override(config: Config, overrides: Iterable[str], allowed: Collection[str]) -> Config:
+    """A stored configuration with `key=value` overrides set, of which only the allowed keys may be named."""
+    tree = {key: value for key, value in config.model_dump(mode="json").items()
+            if key not in DEPENDENT or value is not None}
+    for key, given in read(overrides).items():
+        if key not in choices():
+            _assign(tree, key, given.value())  # first, so that an unknown key is answered as such
+        if key not in allowed:
+            raise ConfigError(f"{key} is fixed by the run that is resumed, got {given.input_line}; "
+                              f"{say.listing(sorted(allowed))} can change")
+    return validate(tree)
+
+
+@functools.cache
+def config_dir() -> Path:
+    """The folder of train.yaml: inside the package when installed, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    folders = (package / "configs", package.parent / "configs")
+    found = next((folder for folder in folders if (folder / "train.yaml").is_file()), None)
+    if found is None:
+        raise ConfigError(f"no train.yaml in {folders[0]} or {folders[1]}; the installation is incomplete")
+    return found
+
+
+@functools.cache
+def choices() -> dict[str, list[str]]:
+    """The files of each group, by name: {"algo": ["npg", "pg", …], …}."""
+    folders = sorted(folder for folder in config_dir().iterdir() if folder.is_dir())
+    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+
+
+def _choice(group: str, value: Any) -> str:
+    if value not in choices()[group]:
+        raise ConfigError(f"{group} must be {say.listing(choices()[group], 'or')}, got {say.show(value)}"
+                          + say.did_you_mean(str(value), choices()[group]))
+    return value
+
+
+def _compose(files: dict[str, str]) -> dict[str, Any]:
+    tree = _compose_files(**{group: name for group, name in files.items() if group not in DEPENDENT})
+    for group in files:
+        if group in DEPENDENT and group not in tree:
+            raise ConfigError(say.belongs(group, tree))
+    return _compose_files(**files)
+
+
+@functools.cache  # a sweep over seeds composes once
+def _compose_files(**files: str) -> dict[str, Any]:
+    try:
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            tree = compose("train", [f"{group}={name}" for group, name in files.items()])
+            return OmegaConf.to_container(tree, resolve=True)  # type: ignore[return-value]
+    except (HydraException, OmegaConfBaseException) as e:
+        raise ConfigError(f"{config_dir()} does not compose: {e}") from None
+
+
+def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set a key that the tree has; a mapping is set key by key, and env.kwargs takes any."""
+    *path, last = key.split(".")
+    free = key.startswith("env.kwargs.")
+    node: Any = tree
+    for part in path:
+        if isinstance(node, dict):
+            node = node.setdefault(part, {}) if free else node.get(part)
+    if not isinstance(node, dict) or not (last in node or free):
+        raise ConfigError(say.unknown(key, tree))
+    if last == "name" and path and path[0] in MODELS:
+        raise ConfigError(f"{key} is set by the choice of a file; write {path[0]}={value}")
+    if isinstance(node.get(last), dict) and not key.startswith("env.kwargs"):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{key} is a section of keys, got {say.show(value)}; "
+                              f"write {key}.<key>=…, with {say.listing(node[last], 'or')}")
+        for name, inner in value.items():
+            _assign(tree, f"{key}.{name}", inner)
+    else:
+        node[last] = value
+
+
+def _resolve_env(values: dict[str, Any]) -> None:
+    """Turn env=<id> into a file: the one with that id, else env/default.yaml with env.id=<id>."""
+    name = values["env"]
+    if not isinstance(name, str) or name in choices()["env"]:
+        return
+    if name not in _env_files():
+        if not _is_env(name, values.get("env.backend", "auto")):
+            raise ConfigError(f"env must be {', '.join(choices()['env'])}, a registered Gymnasium id "
+                              f"or module:Name-v0, got {name!r}"
+                              + say.did_you_mean(name, choices()["env"] + _newest_ids()))
+        if "env.id" in values:
+            raise ConfigError(f"env.id is given twice: env={name} and env.id={values['env.id']}")
+        values["env.id"] = name
+    values["env"] = _env_files().get(name, "default")
+
+
+@functools.cache
+def _env_files() -> dict[str, str]:
+    """The file of configs/env for each id that has one."""
+    folder = config_dir() / "env"
+    trees = {name: yaml.safe_load((folder / f"{name}.yaml").read_text()) for name in choices()["env"]}
+    return {tree.get("env", tree).get("id"): name for name, tree in trees.items()}
+
+
+def _is_env(name: str, backend: str) -> bool:
+    return ":" in name or backend == "envpool" or name in _env_files() or name in _registered()
+
+
+def _registered() -> list[str]:
+    import gymnasium  # here, because it takes 0.1 s and only unknown names need it
+
+    return list(gymnasium.registry)
+
+
+def _newest_ids() -> list[str]:
+    versions = sorted((name.rsplit("-v", 1) for name in _registered()), key=lambda pair: int(pair[-1]))
+    return [f"{name}-v{version}" for name, version in dict(versions).items()]

@@ -1,0 +1,85 @@
+"""`key=value` words read with Hydra's own grammar, minus all that could add, remove or run something."""
+
+import functools
+import itertools
+import re
+from collections.abc import Iterable, Iterator
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override, OverrideType
+from hydra.errors import HydraException
+
+from rl_natgrad.config_errors import ConfigError
+
+MAX_JOBS = 10_000  # of one sweep; each is composed and validated before the first starts
+
+
+def read(tokens: Iterable[str], *, sweeps: bool = False) -> dict[str, Override]:
+    """The overrides by key, in order; raises ConfigError for one that is malformed or given twice."""
+    given: dict[str, Override] = {}
+    for token in tokens:
+        override = _parse(token)
+        key = override.key_or_group
+        if key in given:
+            raise ConfigError(f"{key} is given twice: {given[key].input_line} and {token}")
+        if override.is_sweep_override() and not sweeps:
+            raise ConfigError(f"{token} is several values: write -m to sweep, or {key}=[…] for a list")
+        given[key] = override
+    return given
+
+
+def _parse(token: str) -> Override:
+    if re.search(r"\b_target_\b", token):
+        raise ConfigError(f"{token!r} is refused: _target_ would run code; choices are files in configs/")
+    if token[:1] in ("+", "~"):
+        name = token.lstrip("+~").split("=")[0]
+        raise ConfigError(f"{token!r}: keys can't be added or removed; write {name}=… to set one")
+    key, equals, _ = token.partition("=")
+    if not (key and equals):
+        raise ConfigError(f"expected key=value, got {token!r}; see --help")
+    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+        raise ConfigError(f"{token!r} is refused: Hydra's own settings are fixed here; see --help for ours")
+    if "${" in token:
+        raise ConfigError(f"{token!r} is refused: write the value itself, not an interpolation")
+    try:
+        override = _grammar().parse_override(token)
+    except HydraException as e:
+        reason = str(e).split("\n")[0].split(" expecting")[0]
+        raise ConfigError(f"can't read {token!r} ({reason}); quote unusual text as {key}='\"…\"'") from None
+    if override.type is not OverrideType.CHANGE or override.package is not None:
+        raise ConfigError(f"{token!r}: packages are fixed; write {override.key_or_group}=… instead")
+    return override
+
+
+@functools.cache
+def _grammar() -> OverridesParser:
+    return OverridesParser.create()
+
+
+def expand(tokens: Iterable[str], choices: dict[str, list[str]]) -> list[list[str]]:
+    """One list of plain overrides per job: the product of the sweeps, the last fastest, as Hydra does."""
+    axes = [list(itertools.islice(_values(override, choices), MAX_JOBS + 1))
+            for override in read(tokens, sweeps=True).values()]
+    count = functools.reduce(lambda n, axis: n * len(axis), axes, 1)
+    if count > MAX_JOBS:
+        raise ConfigError(f"the sweep has more than {MAX_JOBS:,} jobs; split it")
+    if count == 0:
+        raise ConfigError("the sweep is empty: a range or glob has no values")
+    return [list(job) for job in itertools.product(*axes)]
+
+
+def _values(override: Override, choices: dict[str, list[str]]) -> Iterator[str]:
+    key, line = override.key_or_group, override.input_line or ""
+    if not override.is_sweep_override():
+        yield line
+    elif not override.is_discrete_sweep():
+        raise ConfigError(f"{line}: an interval can't be listed; write range(start,stop,step) or a,b,c")
+    elif isinstance(glob := override.value(), Glob):
+        if key not in choices:
+            raise ConfigError(f"{line}: glob is for a choice of files; {key} is not one")
+        yield from (f"{key}={name}" for name in glob.filter(choices[key]))
+    else:
+        try:
+            yield from (f"{key}={value}" for value in override.sweep_string_iterator())
+        except (HydraException, ValueError) as e:  # a step of 0
+            raise ConfigError(f"{line}: {e}") from None
