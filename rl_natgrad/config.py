@@ -152,7 +152,9 @@ def _env_files() -> dict[str, str]:
 
 
 def _is_env(name: str, backend: str) -> bool:
-    return ":" in name or backend == "envpool" or name in _env_files() or name in _registered()
+    """Whether the id is known, or is known only to something that is imported later."""
+    later = ":" in name or name.startswith("ALE/") or backend == "envpool"
+    return later or name in _env_files() or name in _registered()
 
 
 def _registered() -> list[str]:

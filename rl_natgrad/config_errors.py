@@ -52,7 +52,7 @@ class ConfigError(ValueError):
     """A command line or configuration that is refused; its text is the one line to print."""
 
     def __init__(self, text: str) -> None:
-        super().__init__(" ".join(text.split()))
+        super().__init__(" ".join(text.split())[:600])
 
 
 def listing(names: Iterable[str], word: str = "and") -> str:
@@ -90,7 +90,7 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
 
 
 def belongs(key: str, tree: dict[str, Any]) -> str:
-    """That a group or key is of other choices than those composed, and what the present choice has instead."""
+    """That a group or key is of other choices than the present one, and what the present one has instead."""
     group, _, field = key.partition(".")
     algo = tree["algo"]["name"]
     if group in tree:
@@ -104,13 +104,13 @@ def belongs(key: str, tree: dict[str, Any]) -> str:
 
 def unknown(key: str, tree: dict[str, Any]) -> str:
     """The answer to a key that the composed configuration does not have."""
-    present = [name for name in _leaves(tree) if name.removesuffix(".name") not in MODELS] + [*MODELS]
-    known = [f"{group}.{field}" for group, models in MODELS.items() for model in models.values()
-             for field in model.model_fields if field != "name"]
+    present = [name for name in leaves(tree) if name.removesuffix(".name") not in MODELS] + [*MODELS]
+    known = [f"{group}.{field}" for group, models in MODELS.items()
+             for model in models.values() for field in model.model_fields if field != "name"]
     if key in known:
         return belongs(key, tree)
     last = key.rsplit(".", 1)[-1].lower().replace("-", "_")
-    ours = ELSEWHERE.get(last, []) + [name for name in (*present, *known) if name.rsplit(".", 1)[-1] == last]
+    ours = [*ELSEWHERE.get(last, []), *(name for name in present + known if name.endswith(f".{last}"))]
     hint = next((name for name in ours if name in present), None)
     if ours and not hint:
         return f"unknown key {key!r}; {belongs(ours[0], tree)}"
@@ -118,9 +118,10 @@ def unknown(key: str, tree: dict[str, Any]) -> str:
     return f"unknown key {key!r}{near or '; --help lists them'}"
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of a nested mapping."""
     for name, value in tree.items():
-        yield from _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) and value else [prefix + name]
+        yield from leaves(value, f"{prefix}{name}.") if isinstance(value, dict) and value else [prefix + name]
 
 
 def explain(error: Any) -> str:

@@ -14,11 +14,14 @@ from rl_natgrad.config_errors import ConfigError
 MAX_JOBS = 10_000  # of one sweep; each is composed and validated before the first starts
 
 
-def read(tokens: Iterable[str], *, sweeps: bool = False) -> dict[str, Override]:
-    """The overrides by key, in order; raises ConfigError for one that is malformed or given twice."""
+def read(tokens: Iterable[str], *, sweeps: bool = False, launcher: bool = False) -> dict[str, Override]:
+    """The overrides by key, in order; raises ConfigError for one that is malformed or given twice.
+
+    Args:  sweeps: let a key have several values (-m).  launcher: let keys be those of Hydra's launcher.
+    """
     given: dict[str, Override] = {}
     for token in tokens:
-        override = _parse(token)
+        override = _parse(token, launcher)
         key = override.key_or_group
         if key in given:
             raise ConfigError(f"{key} is given twice: {given[key].input_line} and {token}")
@@ -28,7 +31,7 @@ def read(tokens: Iterable[str], *, sweeps: bool = False) -> dict[str, Override]:
     return given
 
 
-def _parse(token: str) -> Override:
+def _parse(token: str, launcher: bool) -> Override:
     if re.search(r"\b_target_\b", token):
         raise ConfigError(f"{token!r} is refused: _target_ would run code; choices are files in configs/")
     if token[:1] in ("+", "~"):
@@ -37,18 +40,24 @@ def _parse(token: str) -> Override:
     key, equals, _ = token.partition("=")
     if not (key and equals):
         raise ConfigError(f"expected key=value, got {token!r}; see --help")
-    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
-        raise ConfigError(f"{token!r} is refused: Hydra's own settings are fixed here; see --help for ours")
+    if re.match(r"hydra\b", key) and not (launcher and is_launcher(token)):
+        raise ConfigError(f"{token!r} is refused: Hydra's own are fixed, but for hydra/launcher with -m")
     if "${" in token:
         raise ConfigError(f"{token!r} is refused: write the value itself, not an interpolation")
     try:
         override = _grammar().parse_override(token)
-    except HydraException as e:
-        reason = str(e).split("\n")[0].split(" expecting")[0]
-        raise ConfigError(f"can't read {token!r} ({reason}); quote unusual text as {key}='\"…\"'") from None
+    except (HydraException, ValueError, RecursionError) as e:  # the latter: 5,000 digits, 5,000 brackets
+        reason = str(e).split("\n")[0].split(" expecting")[0][:100]
+        advice = f"quote unusual text as {key}='\"…\"'"
+        raise ConfigError(f"can't read {token[:200]!r} ({reason}); {advice}") from None
     if override.type is not OverrideType.CHANGE or override.package is not None:
         raise ConfigError(f"{token!r}: packages are fixed; write {override.key_or_group}=… instead")
     return override
+
+
+def is_launcher(token: str) -> bool:
+    """Whether this word chooses or configures the launcher of a sweep."""
+    return token.startswith(("hydra/launcher=", "hydra.launcher."))
 
 
 @functools.cache

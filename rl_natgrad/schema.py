@@ -130,9 +130,15 @@ class Cg(Section):
     tol: NonNegative
 
 
-class Dense(Section):
-    name: Literal["cholesky", "woodbury"]
+class Cholesky(Section):
+    name: Literal["cholesky"]
     damping: NonNegative
+    max_gib: Positive
+
+
+class Woodbury(Section):
+    name: Literal["woodbury"]
+    damping: Positive  # its matrix is singular without
     max_gib: Positive
 
 
@@ -223,7 +229,7 @@ class Config(Section):
     algo: Reinforce | Pg | Npg | Trpo = Field(discriminator="name")
     optimizer: Sgd | Momentum | Nag | Adagrad | Adadelta | Rmsprop | Adam | None = Field(
         None, discriminator="name")
-    solver: Identity | Cg | Dense | Pinv | None = Field(None, discriminator="name")
+    solver: Identity | Cg | Cholesky | Woodbury | Pinv | None = Field(None, discriminator="name")
     fisher: Fisher | None = None
     critic: CriticAdam | NoCritic | None = Field(None, discriminator="name")
     policy: Mlp | Cnn = Field(discriminator="name")

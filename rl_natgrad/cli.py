@@ -1,0 +1,233 @@
+"""The command line of training: what argv asks for, or the one line that says why it is refused.
+
+Nothing is written before `parse` has returned: a refused command or sweep leaves no trace.
+"""
+
+import io
+import itertools
+import re
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import yaml
+
+from rl_natgrad import __version__, config
+from rl_natgrad.config import Config, ConfigError
+from rl_natgrad.config_errors import ELSEWHERE, leaves, nearest, show
+from rl_natgrad.overrides import expand, is_launcher, read
+from rl_natgrad.schema import DEPENDENT
+
+PROGRAM = "python -m rl_natgrad.train"
+EXAMPLES = {
+    "algo=trpo env=CartPole": "train; the run lands in runs/CartPole-v1/trpo/",
+    "algo=npg solver=cholesky env=Pendulum total_steps=2e5": "other choices, another key",
+    "-m algo=pg,npg,trpo 'seed=range(10)'": "a sweep: 30 runs, one process each",
+}
+OPTIONS = {
+    "-m, --multirun": "a sweep: one job for each combination of a=1,2 or 'a=range(10)' or 'a=glob(*)'",
+    "--cfg job": "print the composed configuration, all keys of it, and exit; -p env prints one part",
+    "--version": "print the version and exit",
+    "-h, --help": "print this and exit",
+}
+NOT_HERE = {
+    "-cn --config-name": "there is one configuration; choose its parts with algo=…, env=… and so on",
+    "-cd --config-dir -cp --config-path": "configurations are the files in configs/; add one there",
+    "-i --info": "--cfg job prints the configuration",
+    "-sc --shell-completion": "there is no completion; --help lists every choice",
+    "-r --run": "one run is the default; leave it out",
+    "--resolve": "--cfg job prints resolved values already",
+    "--hydra-help": "see --help",
+    "--experimental-rerun": "write resume=<run folder> to go on with a run",
+}
+
+
+class Job(NamedTuple):
+    """One run of a sweep."""
+
+    overrides: list[str]
+    config: Config
+
+
+@dataclass(frozen=True)
+class Command:
+    """What argv asks for.
+
+    train      config, overrides
+    resume     resume (the run folder), overrides: those beside it, read but not checked; see config.override
+    multirun   jobs; config: the first job's, for sweep and runs_dir; launcher: the hydra/launcher words
+    help, cfg, version   text, for standard output
+    """
+
+    kind: Literal["train", "resume", "multirun", "help", "cfg", "version"]
+    config: Config | None = None
+    overrides: tuple[str, ...] = ()
+    resume: str = ""
+    jobs: tuple[Job, ...] = ()
+    launcher: tuple[str, ...] = ()
+    text: str = ""
+
+
+def command(argv: Sequence[str]) -> Command:
+    """`parse` for a main program: texts are printed (exit 0), a refusal is one line on stderr (exit 2)."""
+    try:
+        asked = parse(argv)
+    except ConfigError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)
+    if asked.kind in ("help", "cfg", "version"):
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # δ on a terminal that has only ASCII
+        print(asked.text)
+        sys.exit(0)
+    return asked
+
+
+def parse(argv: Sequence[str]) -> Command:
+    """What these words ask for, composed and validated; raises ConfigError with the one line to print."""
+    flags, words = _split(argv)
+    if "help" in flags:
+        return Command("help", text=help_text())
+    if "version" in flags:
+        return Command("version", text=f"rl_natgrad {__version__}")
+    _check_bare(words)
+    if "multirun" in flags:
+        if "cfg" in flags:
+            raise ConfigError("--cfg job prints one configuration; leave out -m")
+        return _multirun(words)
+    if "cfg" in flags:
+        return Command("cfg", text=_composed(config.load(words), flags["cfg"], flags.get("package")))
+    given = read(words)
+    folder = given["resume"].value() if "resume" in given else None
+    if folder is None:
+        return Command("train", config=config.load(words), overrides=tuple(words))
+    if not isinstance(folder, str) or not folder:
+        raise ConfigError(f"resume must be a run folder or null, got {show(folder)}")
+    others = tuple(given[key].input_line or "" for key in given if key != "resume")
+    return Command("resume", resume=folder, overrides=others)
+
+
+def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Our own flags with their values, and the words that are left."""
+    flags: dict[str, str] = {}
+    words: list[str] = []
+    names = {"-h": "help", "--help": "help", "--version": "version", "-m": "multirun",
+             "--multirun": "multirun"}
+    valued = {"-c": "cfg", "--cfg": "cfg", "-p": "package", "--package": "package"}
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if word in names:
+            flags[names[word]] = ""
+        elif name in valued:
+            flags[valued[name]] = value if equals else rest.pop(0) if rest else ""
+        elif word.startswith("-"):
+            raise ConfigError(_not_an_option(name, value if equals else rest[0] if rest else ""))
+        else:
+            words.append(word)
+    return flags, words
+
+
+def _not_an_option(name: str, value: str) -> str:
+    for names, instead in NOT_HERE.items():
+        if name in names.split():
+            return f"{name} is not an option here; {instead}"
+    value = "…" if not value or "=" in value or value.startswith("--") else value
+    key = _key(name.lstrip("-").replace("-", "_"))
+    return f"unknown option {name!r}; " + (f"write {key}={value}" if key else "see --help")
+
+
+def _key(word: str) -> str | None:
+    """The key that a word means: itself, what other libraries call so, or the nearest."""
+    keys = [*config.choices(), *leaves(config.load([]).model_dump(exclude_none=True))]
+    ours = ELSEWHERE.get(word) or [nearest(word, keys)]
+    return word if word in keys else next((key for key in ours if key in keys), ours[0])
+
+
+def _check_bare(words: list[str]) -> None:
+    """Answer `algo trpo` and `CartPole` with what to write."""
+    for word, after in itertools.pairwise([*words, "="]):
+        if "=" in word or word[:1] in ("+", "~"):
+            continue
+        groups = [group for group, names in config.choices().items() if word in names]
+        instead = " or ".join(f"{group}={word}" for group in groups)
+        if not groups and (key := _key(word)):
+            instead = f"{key}={'…' if '=' in after else after}"
+        advice = f"write {instead}" if instead else "see --help"
+        raise ConfigError(f"expected key=value, got {word!r}; {advice}")
+
+
+def _multirun(words: list[str]) -> Command:
+    launcher = [word for word in words if is_launcher(word)]
+    ours = [word for word in words if not is_launcher(word)]
+    read(launcher, launcher=True)
+    for key, given in read(ours, sweeps=True).items():
+        if key == "resume":
+            raise ConfigError("resume goes on with one run; leave out -m, or use sweep.skip_finished=true")
+        if key.startswith("sweep") and given.is_sweep_override():
+            raise ConfigError(f"{given.input_line}: {key} is of the whole sweep, one value")
+    lines = expand(ours, config.choices())
+    jobs = []
+    for number, line in enumerate(lines, 1):
+        try:
+            jobs.append(Job(line, config.load(line)))
+        except ConfigError as e:
+            which = f"job {number} of {len(lines)}: " if len(lines) > 1 else ""
+            raise ConfigError(f"{which}{e}") from None
+    return Command("multirun", jobs[0].config, tuple(ours), jobs=tuple(jobs), launcher=tuple(launcher))
+
+
+def _composed(cfg: Config, what: str, package: str | None) -> str:
+    if what != "job":
+        raise ConfigError(f"--cfg takes job, got {what!r}")
+    tree = cfg.model_dump(mode="json")
+    tree = {key: value for key, value in tree.items() if value is not None or key not in DEPENDENT}
+    if package is not None and package not in tree:
+        raise ConfigError(f"-p takes one of {', '.join(tree)}, got {package!r}")
+    tree = tree if package is None else {package: tree[package]}
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).rstrip()
+
+
+def help_text() -> str:
+    """Every group and choice with one line each, and the common keys, all read from configs/."""
+    folder = config.config_dir()
+    default = dict(_defaults(folder))
+    lines = [f"usage: {PROGRAM} [-m] [key=value …]", "", "Train with PG, NPG or TRPO.", "", "examples"]
+    lines += [f"  {PROGRAM} {words}\n      {what}" for words, what in EXAMPLES.items()]
+    for group, names in config.choices().items():
+        lines += ["", f"{group}=…" + (f" (default {default[group]})" if group in default else "")]
+        lines += [_entry(name, _title(folder / group / f"{name}.yaml"), 24) for name in names]
+    for title, prefix, file in (("keys", "", "train"), ("keys of algo=trpo", "algo.", "algo/trpo")):
+        lines += ["", title]
+        lines += [_entry(f"{prefix}{key}", what, 32) for key, what in _commented(folder / f"{file}.yaml")]
+    lines += ["", "options"] + [_entry(option, what, 24) for option, what in OPTIONS.items()]
+    return "\n".join(lines)
+
+
+def _entry(name: str, what: str, width: int) -> str:
+    indent = " " * (width + 2)
+    return textwrap.fill(what, 108, initial_indent=f"  {name:<{width}}", subsequent_indent=indent)
+
+
+def _title(file: Path) -> str:
+    return next(line[2:] for line in file.read_text().splitlines() if re.match(r"# [^@]", line))
+
+
+def _defaults(folder: Path) -> Iterator[tuple[str, str]]:
+    for file in (folder / "train.yaml", *sorted((folder / "algo").glob("*.yaml"))):
+        yield from re.findall(r"^  - /?(\w+)(?:@\S+)?: (\w+)", file.read_text(), re.MULTILINE)
+
+
+def _commented(file: Path) -> Iterator[tuple[str, str]]:
+    """(key=value, comment) of each key that has a comment; keys of a section get its name in front."""
+    section = ""
+    for line in file.read_text().splitlines():
+        if match := re.match(r"( *)(\w+): (.*?) +# (.*)", line):
+            indent, key, value, comment = match.groups()
+            yield f"{section if indent else ''}{key}={value}", comment
+        elif match := re.match(r"(\w+):$", line):
+            section = f"{match[1]}."
