@@ -1,0 +1,124 @@
+"""Fisher operators F (P, P), as products v ↦ F v.
+
+All average over N samples, and none is damped: damping belongs to the solve.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Linearization(Protocol):
+    """A network's outputs z(θ) (N, K) to first order around one θ, on one batch: z + J dθ."""
+
+    z: Tensor
+    size: int
+    """P"""
+
+    def jvp(self, v: Tensor) -> Tensor:
+        """J v: (P,) → (N, K)."""
+
+    def vjp(self, u: Tensor) -> Tensor:
+        """Jᵀ u, summed over samples: (N, K) → (P,)."""
+
+    def jacobian(self) -> Tensor:
+        """J itself: (N, K, P)."""
+
+
+class Fisher(Protocol):
+    """A symmetric positive semi-definite (P, P) operator."""
+
+    def mv(self, v: Tensor) -> Tensor:
+        """F v: (P,) → (P,)."""
+
+    def shape(self) -> tuple[int | None, int]:
+        """(M, P): rows of R where F = RᵀR (None where it has no such factor), parameters."""
+
+    def rows(self) -> Tensor | None:
+        """R (M, P) with F = RᵀR, or None where there is no such factor."""
+
+    def dense(self) -> Tensor:
+        """F (P, P)."""
+
+
+@dataclass(frozen=True)
+class GaussNewton:
+    """F = E[Jᵀ M J]: the metric M of the distribution's parameters z, pulled back to θ.
+
+    With M the Fisher matrix of the head this is the true Fisher of the policy, exactly (Martens 2020,
+    "New insights and perspectives on the natural gradient method", section 9).
+
+    Args: lin: z(θ) linearised at θ_old.  metric: v ↦ M v, (N, K) → (N, K).
+          root: () ↦ B (N, K, R) with B Bᵀ = M.
+    """
+
+    lin: Linearization
+    metric: Callable[[Tensor], Tensor]
+    root: Callable[[], Tensor]
+
+    def mv(self, v: Tensor) -> Tensor:
+        Jv = self.lin.jvp(v)
+        return self.lin.vjp(self.metric(Jv) / len(Jv))
+
+    def shape(self) -> tuple[int, int]:
+        N, _, R = self.root().shape
+        return N * R, self.lin.size
+
+    def rows(self) -> Tensor:
+        root, J = self.root(), self.lin.jacobian()
+        return torch.einsum("nkr,nkp->nrp", root, J).flatten(0, 1) / len(J) ** 0.5
+
+    def dense(self) -> Tensor:
+        R = self.rows()
+        return R.T @ R
+
+
+def empirical(lin: Linearization, score: Tensor) -> GaussNewton:
+    """F = E[s sᵀ], s = Jᵀ ∇_z log π(a|s): the second moment of the scores of the *sampled* actions.
+
+    Its mean over actions is the true Fisher; on one sample of actions it is noisier, and biased as a
+    curvature once advantages are weighted in (Kunstner et al. 2019).
+
+    Args: score: ∇_z log π(a|s) (N, K).
+    """
+
+    def metric(v: Tensor) -> Tensor:
+        return score * (score * v).sum(-1, keepdim=True)
+
+    return GaussNewton(lin, metric, lambda: score.unsqueeze(-1))
+
+
+@dataclass(frozen=True)
+class KLHessian:
+    """F = ∇² KL(π_old ‖ π_θ) at θ_old, by differentiating twice: the reference, and what others do.
+
+    Pearlmutter 1994; Schulman et al. 2015 (TRPO), appendix C.1.
+
+    Args: gradient: ∇KL at θ_old (P,), still attached to its graph.  theta: the leaf it was taken at (P,).
+    """
+
+    gradient: Tensor
+    theta: Tensor
+
+    def mv(self, v: Tensor) -> Tensor:
+        return torch.autograd.grad(self.gradient, self.theta, v, retain_graph=True)[0]
+
+    def shape(self) -> tuple[None, int]:
+        return None, self.theta.numel()
+
+    def rows(self) -> None:
+        return None
+
+    def dense(self) -> Tensor:
+        eye = torch.eye(self.theta.numel(), dtype=self.theta.dtype, device=self.theta.device)
+        return torch.stack([self.mv(column) for column in eye])
+
+
+def kl_hessian(kl: Callable[[Tensor], Tensor], theta: Tensor) -> KLHessian:
+    """The Hessian of kl(θ) at θ = theta, whose graph is built once, here."""
+    leaf = theta.detach().requires_grad_()
+    gradient = torch.autograd.grad(kl(leaf), leaf, create_graph=True)[0]
+    return KLHessian(gradient, leaf)

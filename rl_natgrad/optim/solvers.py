@@ -1,0 +1,147 @@
+"""Solvers of (F + λI) x = b, the natural-gradient system.
+
+λ = damping · bᵀFb / bᵀb, a multiple of the curvature that the model has along b. So `damping` has no
+unit, means the same for a policy whose Fisher is 1e-4 and one whose Fisher is 10, and costs nothing
+(Fb is the first product of CG anyway).  An absolute λ swamps the small Fisher of a discrete policy.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rl_natgrad.optim.fisher import Fisher
+
+
+@dataclass(frozen=True)
+class Solution:
+    """x (P,), and what happened: iterations, relative residual ‖(F + λI)x − b‖ / ‖b‖, ok."""
+
+    x: Tensor
+    iterations: int
+    residual: float
+    ok: bool
+
+
+class TooLarge(ValueError):
+    """A dense solver was asked for a matrix that would not fit."""
+
+
+def identity(F: Fisher, b: Tensor) -> Solution:
+    """x = b: the plain gradient as direction."""
+    return Solution(b, 0, 0.0, _finite(b))
+
+
+def cg(F: Fisher, b: Tensor, *, damping: float, max_iter: int, tol: float) -> Solution:
+    """Conjugate gradient from x = 0, until ‖r‖ ≤ tol·‖b‖ or max_iter.
+
+    Hestenes & Stiefel 1952; Nocedal & Wright, algorithm 5.2.  Stops, with ok=False, at a direction of
+    no or negative curvature, where F is not PSD.
+
+    Args:    damping: see the module, ≥ 0.  max_iter: ≥ 1; each costs one product.  tol: relative, ≥ 0.
+    Returns: ok is False where a product or an inner product was not finite, or pᵀAp ≤ 0.
+    """
+    x, r, p = torch.zeros_like(b), b.clone(), b.clone()
+    rr = bb = float(r @ r)
+    lam, ok, k = None, _finite(b), 0
+    while ok and k < max_iter and rr > tol * tol * bb:
+        Ap = F.mv(p)
+        if lam is None:  # p is b: its product also gives the damping's unit
+            lam = damping * float(p @ Ap) / bb
+        Ap = Ap.add(p, alpha=lam)
+        pAp = float(p @ Ap)
+        ok = 0 < pAp < float("inf")
+        if not ok:
+            break
+        alpha = rr / pAp
+        x.add_(p, alpha=alpha)
+        r.sub_(Ap, alpha=alpha)
+        rr, rr_old = float(r @ r), rr
+        p.mul_(rr / rr_old).add_(r)
+        k += 1
+    residual = (rr / bb) ** 0.5 if bb > 0 else 0.0
+    return Solution(x, k, residual, ok and _finite(x))
+
+
+def cholesky(F: Fisher, b: Tensor, *, damping: float, max_gib: float) -> Solution:
+    """x by factoring the dense F + λI (P, P), in float64.
+
+    Raises: TooLarge where F would take more than max_gib GiB.
+    """
+    P = b.numel()
+    _refuse(P, P, max_gib, "cholesky", "the Fisher matrix")
+    A = F.dense().double()
+    A.diagonal().add_(_lam(F, b, damping))
+    L, info = torch.linalg.cholesky_ex(A)
+    x = torch.cholesky_solve(b.double().unsqueeze(-1), L).squeeze(-1)
+    return _solution(x, A.mv(x), b, ok=int(info) == 0)
+
+
+def woodbury(F: Fisher, b: Tensor, *, damping: float, max_gib: float) -> Solution:
+    """x by a factorisation in the space of samples, (M, M), in float64; needs damping > 0.
+
+        (RᵀR + λI)⁻¹ b = (b − Rᵀ (R Rᵀ + λI)⁻¹ R b) / λ        (Woodbury identity; R (M, P), F = RᵀR)
+
+    Cheaper than `cholesky` where there are fewer Fisher rows than parameters (see `fisher.fraction`).
+
+    Raises: TooLarge where R or RRᵀ would take more than max_gib GiB;  ValueError for a Fisher without rows.
+    """
+    M, P = F.shape()
+    if M is None:
+        raise ValueError("solver=woodbury needs a Fisher with rows: use fisher=gauss_newton or empirical")
+    _refuse(M, max(M, P), max_gib, "woodbury", "its sample-space matrix")
+    R, lam, c = F.rows().double(), _lam(F, b, damping), b.double()
+    G = R @ R.T
+    G.diagonal().add_(lam)
+    L, info = torch.linalg.cholesky_ex(G)
+    y = torch.cholesky_solve((R @ c).unsqueeze(-1), L).squeeze(-1)
+    x = (c - R.T @ y) / lam if lam > 0 else torch.zeros_like(c)  # λ is 0 only where b is 0 or Fb is 0
+    ok = int(info) == 0 and (lam > 0 or not bool(b.any()))
+    return _solution(x, R.T @ (R @ x) + lam * x, b, ok=ok)
+
+
+def pinv(F: Fisher, b: Tensor, *, rtol: float, max_gib: float) -> Solution:
+    """x = F⁺ b, undamped: eigenvalues under rtol · λ_max count as 0.  In float64; for small problems.
+
+    Only the undamped natural gradient is invariant under reparametrisation.
+
+    Raises: TooLarge where F would take more than max_gib GiB.
+    """
+    P = b.numel()
+    _refuse(P, P, max_gib, "pinv", "the Fisher matrix")
+    A = F.dense().double()
+    if not _finite(A):
+        return Solution(torch.zeros_like(b), 0, float("nan"), False)
+    w, V = torch.linalg.eigh(A)
+    keep = w > rtol * w[-1].clamp(min=0)
+    c = V.T @ b.double()
+    x = V @ torch.where(keep, c / torch.where(keep, w, 1), 0)
+    return _solution(x, A.mv(x), b, ok=True)
+
+
+SOLVERS = {f.__name__: f for f in (identity, cg, cholesky, woodbury, pinv)}
+
+
+def _lam(F: Fisher, b: Tensor, damping: float) -> float:
+    """λ = damping · bᵀFb / bᵀb, or 0 where b is 0."""
+    bb = float(b @ b)
+    return damping * float(b @ F.mv(b)) / bb if damping > 0 and bb > 0 else 0.0
+
+
+def _solution(x: Tensor, Ax: Tensor, b: Tensor, *, ok: bool) -> Solution:
+    norm = float(b.norm())
+    residual = float((Ax - b).norm()) / norm if norm > 0 else 0.0
+    return Solution(x.to(b.dtype), 0, residual, ok and _finite(x))
+
+
+def _refuse(rows: int, columns: int, max_gib: float, solver: str, what: str) -> None:
+    gib = rows * columns * 8 / 2**30
+    if gib > max_gib:
+        raise TooLarge(
+            f"solver={solver}: {what} would be {rows:,} × {columns:,}, {gib:.1f} GiB in float64, and "
+            f"solver.max_gib is {max_gib:g}; use solver=cg, a smaller network or a smaller batch"
+        )
+
+
+def _finite(x: Tensor) -> bool:
+    return bool(torch.isfinite(x).all())

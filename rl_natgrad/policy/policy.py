@@ -1,0 +1,86 @@
+"""Policy = network + head + one flat θ."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rl_natgrad.optim.fisher import Linearization
+from rl_natgrad.policy.heads import Bernoulli, Categorical, DiagGaussian, Head, MultiDiscrete
+from rl_natgrad.policy.networks import Network, WithFree
+
+
+@dataclass
+class Policy:
+    """π_θ(a|s): what the learners differentiate, and what acts.
+
+    Args: theta (P,).  observe: what stands between an environment's observation and the network's input
+          (normalisation); array (B, *O) ↦ array (B, *O).
+    """
+
+    net: Network
+    head: Head
+    theta: Tensor
+    observe: Callable[[NDArray], NDArray]
+    _z: Callable[[NDArray], NDArray] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.load(self.theta)
+
+    def load(self, theta: Tensor) -> None:
+        """Makes θ (P,) the policy's own."""
+        self.theta, self._z = theta, self.net.compile(theta)
+
+    def forward(self, theta: Tensor, obs: Tensor) -> Tensor:
+        """Distribution parameters z (N, K) of π_θ on inputs (N, *O) that went through `observe`."""
+        return self.net.forward(theta, obs)
+
+    def linearize(self, obs: Tensor) -> Linearization:
+        """z + J dθ around the policy's own θ."""
+        return self.net.linearize(self.theta, obs)
+
+    def act(self, obs: NDArray, noise: NDArray) -> NDArray:
+        """Sampled actions (B, *A) on raw observations (B, *O), with `noise` (B, …) from `noise()`."""
+        return self.head.sample(self._z(self.observe(obs)), noise)
+
+    def act_greedily(self, obs: NDArray) -> NDArray:
+        """The most likely actions (B, *A)."""
+        return self.head.mode(self._z(self.observe(obs)))
+
+    def noise(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray:
+        """All the randomness that `act` needs for a whole rollout: (*shape, …)."""
+        return self.head.noise(rng, shape)
+
+
+def head_for(space: spaces.Space) -> Head:
+    """The distribution over an action space.
+
+    Raises: ValueError for a space that is none of Discrete, MultiDiscrete, MultiBinary, Box.
+    """
+    match space:
+        case spaces.Discrete():
+            return Categorical(int(space.n))
+        case spaces.MultiDiscrete():
+            return MultiDiscrete(tuple(int(n) for n in space.nvec.ravel()))
+        case spaces.MultiBinary():
+            return Bernoulli(int(np.prod(space.shape)))
+        case spaces.Box():
+            return DiagGaussian(int(np.prod(space.shape)))
+    raise ValueError(f"action space {space} is not supported; Discrete, MultiDiscrete, MultiBinary and Box are")
+
+
+def with_head(net: Callable[[int], Network], head: Head, log_std: float) -> Network:
+    """The network whose outputs are the head's z: `net(outputs)`, and log σ in θ where the head wants it."""
+    body = net(head.size - head.free)
+    return WithFree(body, head.free, log_std) if head.free else body
+
+
+def as_tensor(array: NDArray, device: torch.device | str) -> Tensor:
+    """An array as a tensor on a device: floats in torch's default precision, other dtypes as they are."""
+    tensor = torch.from_numpy(array)
+    dtype = torch.get_default_dtype() if tensor.is_floating_point() else tensor.dtype
+    return tensor.to(device, dtype)

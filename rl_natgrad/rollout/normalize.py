@@ -1,0 +1,82 @@
+"""Running mean and variance, in float64, updated between rollouts and never within one."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass
+class RunningMoments:
+    """Mean and variance of all samples so far, of shape S each.
+
+    Chan et al. 1979: merging (n, mean, M₂) of batches is exact, and keeps its precision where a sum of
+    squares loses it.
+    """
+
+    shape: tuple[int, ...]
+    count: float = 0.0
+    mean: NDArray = field(init=False)
+    m2: NDArray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.mean, self.m2 = np.zeros(self.shape), np.zeros(self.shape)
+
+    def update(self, x: NDArray) -> None:
+        """Adds the samples x (N, *S)."""
+        if len(x) == 0:
+            return
+        x = x.astype(np.float64)
+        mean = x.mean(0)
+        total, shift = self.count + len(x), mean - self.mean
+        self.m2 = self.m2 + ((x - mean) ** 2).sum(0) + shift**2 * (self.count * len(x) / total)
+        self.mean = self.mean + shift * (len(x) / total)
+        self.count = total
+
+    @property
+    def std(self) -> NDArray:
+        """Population standard deviation; 1 before the first sample and where nothing has varied."""
+        if self.count == 0:
+            return np.ones(self.shape)
+        std = np.sqrt(self.m2 / self.count)
+        return np.where(std > 1e-8, std, 1.0)
+
+    def state(self) -> dict[str, NDArray]:
+        return {"count": np.float64(self.count).reshape(()), "mean": self.mean, "m2": self.m2}
+
+    def load(self, state: dict[str, NDArray]) -> None:
+        self.count, self.mean, self.m2 = float(state["count"]), state["mean"].copy(), state["m2"].copy()
+
+
+@dataclass
+class ObservationNormalizer:
+    """(obs − mean) / std, clipped to ±10, with the moments as they were at the last `update`."""
+
+    shape: tuple[int, ...]
+    moments: RunningMoments = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.moments = RunningMoments(self.shape)
+        self._freeze()
+
+    def __call__(self, obs: NDArray) -> NDArray:
+        out = obs - self._mean
+        out *= self._scale
+        # np.clip costs twice as much on the few numbers of one step
+        return np.minimum(np.maximum(out, -10, out=out), 10, out=out)
+
+    def update(self, obs: NDArray) -> None:
+        """Adds observations (N, *S); to be called between rollouts, after the policy's step."""
+        self.moments.update(obs)
+        self._freeze()
+
+    def state(self) -> dict[str, NDArray]:
+        return self.moments.state()
+
+    def load(self, state: dict[str, NDArray]) -> None:
+        self.moments.load(state)
+        self._freeze()
+
+    def _freeze(self) -> None:
+        self._mean = self.moments.mean.astype(np.float32)
+        self._scale = (1 / self.moments.std).astype(np.float32)

@@ -1,0 +1,205 @@
+"""One training run in memory: its parts, one iteration of them, and all the state there is."""
+
+import time
+from collections import deque
+from typing import Any
+
+import numpy as np
+import torch
+
+from rl_natgrad import build
+from rl_natgrad.algos.critic import NoCritic
+from rl_natgrad.algos.problem import Batch, Problem
+from rl_natgrad.config import Config
+from rl_natgrad.policy.policy import as_tensor
+from rl_natgrad.rollout import envs
+from rl_natgrad.rollout.collector import Collector, Rollout
+from rl_natgrad.rollout.play import play
+from rl_natgrad.rollout.returns import gae, monte_carlo
+
+GIVE_UP = 10  # updates in a row whose maths was not finite, after which the run has failed
+WINDOW = 100  # episodes that a training return is the mean of
+
+
+class NotFinite(RuntimeError):
+    """The maths of too many updates in a row was not finite."""
+
+
+class Training:
+    """A run that can be stepped, saved and restored.
+
+    Args: cfg: validated.  Raises: rollout.errors.EnvError where the environment cannot be made.
+    """
+
+    def __init__(self, cfg: Config):
+        torch.set_num_threads(cfg.torch_threads)
+        self.cfg, self.step, self.update, self.not_finite = cfg, 0, 0, 0
+        self.returns: deque[float] = deque(maxlen=WINDOW)
+        self.envs = envs.make(cfg.env, cfg.num_envs, cfg.seed)
+        self.policy = build.build_policy(cfg, self.envs.observation_space, self.envs.action_space)
+        self.critic = build.build_critic(cfg, self.envs.observation_space)
+        self.learner = build.build_learner(cfg, self.policy)
+        self.fisher_rng = build.generator(cfg.seed, "fisher")
+        self.collector = Collector(self.envs, cfg.horizon, build.generator(cfg.seed, "actions"))
+
+    def iterate(self) -> dict[str, float]:
+        """One update from one rollout. Returns what there is to log of it."""
+        clock = _Clock()
+        rollout = self.collector.collect(self.policy)
+        clock.lap("time/collect")
+        batch = self.batch(rollout)
+        info = self.learn(batch) if len(batch.obs) else {}
+        clock.lap("time/update")
+        info |= self.critic.fit(batch) if len(batch.obs) else {}
+        if hasattr(self.policy.observe, "update"):  # last: this batch was seen through the old statistics
+            self.policy.observe.update(rollout.obs[:-1][rollout.valid])
+        clock.lap("time/critic")
+        self.step, self.update = self.step + rollout.steps, self.update + 1
+        return self._episodes(rollout) | info | clock.laps
+
+    def batch(self, rollout: Rollout) -> Batch:
+        """The rollout's steps with their advantages and returns."""
+        cfg, device = self.cfg, self.cfg.device
+        T, B = rollout.reward.shape
+        flat = rollout.obs.reshape((T + 1) * B, *rollout.obs.shape[2:])
+        obs = as_tensor(self.policy.observe(flat), device)
+        if cfg.algo.name == "reinforce":
+            ret, known = monte_carlo(rollout.reward, rollout.done, gamma=cfg.algo.gamma)
+            adv, rows = ret, rollout.valid & known
+        else:
+            value = self.critic.values(obs).cpu().numpy().astype(np.float64).reshape(T + 1, B)
+            adv = gae(
+                rollout.reward, value, rollout.terminated, rollout.done,
+                gamma=cfg.algo.gamma, lam=cfg.algo.lam,
+            )  # fmt: skip
+            ret, rows = adv + value[:-1], rollout.valid
+        adv = adv[rows]
+        if cfg.algo.normalize_adv and len(adv):
+            adv = (adv - adv.mean()) / (adv.std() + 1e-8)
+        kept = torch.from_numpy(np.flatnonzero(rows)).to(device)
+        action = as_tensor(rollout.action[rows], device)
+        return Batch(obs[: T * B][kept], action, as_tensor(adv, device), torch.from_numpy(ret[rows]).to(device))
+
+    def learn(self, batch: Batch) -> dict[str, float]:
+        """The policy's step on one batch.
+
+        Raises: NotFinite after GIVE_UP batches in a row whose maths was not finite.
+        """
+        cfg = self.cfg
+        problem = Problem(
+            self.policy, batch, rows=self._fisher_rows(len(batch.obs)),
+            fisher_name=cfg.fisher.name if cfg.fisher else "gauss_newton",
+            entropy_coef=getattr(cfg.algo, "entropy_coef", 0.0),
+        )  # fmt: skip
+        update = self.learner(problem)
+        self.policy.load(update.theta)
+        self.not_finite = 0 if update.finite else self.not_finite + 1
+        if self.not_finite >= GIVE_UP:
+            raise NotFinite(
+                f"{GIVE_UP} updates in a row had an advantage, gradient or Fisher product that was not finite; "
+                f"the policy is as it was before them (update {self.update + 1 - GIVE_UP})"
+            )
+        return update.info if update.finite else update.info | {"policy/not_finite": 1.0}
+
+    def evaluate(self) -> dict[str, float]:
+        """Returns of `eval.episodes` episodes with seeds of their own, played twice: greedily and sampled."""
+        return evaluate(self.cfg, self.policy)
+
+    @property
+    def train_return(self) -> float | None:
+        """Mean undiscounted return of the last 100 episodes; None before the first has ended."""
+        return float(np.mean(self.returns)) if self.returns else None
+
+    def close(self) -> None:
+        self.envs.close()
+
+    def _episodes(self, rollout: Rollout) -> dict[str, float]:
+        """What the rollout says of episodes; nothing where none ended."""
+        self.returns.extend(rollout.returns)
+        if not rollout.returns:
+            return {}
+        return {
+            "rollout/return": self.train_return,
+            "rollout/length": float(np.mean(rollout.lengths)),
+            "rollout/episodes": len(rollout.lengths),
+        }
+
+    def _fisher_rows(self, N: int) -> torch.Tensor | None:
+        """The samples that serve the Fisher, drawn once per update; None for all."""
+        fraction = self.cfg.fisher.fraction if self.cfg.fisher else 1.0
+        if fraction == 1:
+            return None
+        rows = self.fisher_rng.choice(N, max(1, round(fraction * N)), replace=False)
+        return torch.from_numpy(np.sort(rows)).to(self.cfg.device)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next iteration depends on: nested dicts of arrays, tensors and JSON values."""
+        return {
+            "step": self.step,
+            "update": self.update,
+            "not_finite": self.not_finite,
+            "returns": list(self.returns),
+            "policy": {"theta": self.policy.theta},
+            "observe": self.policy.observe.state() if hasattr(self.policy.observe, "state") else {},
+            "critic": {} if isinstance(self.critic, NoCritic) else self.critic.state(),
+            "learner": self.learner.state() if hasattr(self.learner, "state") else {},
+            "collector": self.collector.state(),
+            "envs": self.envs.snapshot() if self.envs.restorable else {},
+            "rng": {
+                "actions": self.collector.rng.bit_generator.state,
+                "fisher": self.fisher_rng.bit_generator.state,
+            },
+        }
+
+    def load(self, state: dict[str, Any]) -> list[int]:
+        """Goes on from a `state()`.
+
+        Returns: indices of environments that came back different (they have random sources of their own).
+        """
+        self.step, self.update = state["step"], state["update"]
+        self.not_finite = state["not_finite"]
+        self.returns = deque(state["returns"], maxlen=WINDOW)
+        self.policy.load(state["policy"]["theta"].to(self.cfg.device))
+        for part, saved in ((self.policy.observe, "observe"), (self.critic, "critic"), (self.learner, "learner")):
+            if state[saved]:
+                part.load(state[saved])
+        self.collector.rng.bit_generator.state = state["rng"]["actions"]
+        self.fisher_rng.bit_generator.state = state["rng"]["fisher"]
+        if not self.envs.restorable:
+            return []
+        self.collector.load(state["collector"])
+        return self.envs.restore(state["envs"])[1]
+
+
+def evaluate(cfg: Config, policy, episodes: int | None = None) -> dict[str, float]:
+    """eval/return and its kin; each episode has an environment, and so a seed, of its own."""
+    episodes = episodes or cfg.eval.episodes
+    rng = build.generator(cfg.seed, "evaluation")
+    seed = int.from_bytes(rng.bytes(16), "little")  # far from the small numbers that training seeds are
+    backend = "sync" if cfg.env.backend in ("auto", "native") else cfg.env.backend
+    env = cfg.env.model_copy(update={"backend": backend})
+    info = {}
+    for name, act in {
+        "eval/return": lambda obs: policy.act_greedily(obs),
+        "eval/return_stochastic": lambda obs: policy.act(obs, policy.noise(rng, (len(obs),))),
+    }.items():
+        vector = envs.make(env, episodes, seed)
+        try:
+            returns, lengths = play(vector, act)
+        finally:
+            vector.close()
+        info[name] = float(returns.mean())
+        if name == "eval/return":
+            info |= {"eval/return_std": float(returns.std()), "eval/length": float(lengths.mean())}
+    return info
+
+
+class _Clock:
+    """Seconds between one lap and the next."""
+
+    def __init__(self):
+        self.laps, self._last = {}, time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self._last = now - self._last, now
