@@ -132,9 +132,7 @@ def layout(
     """
     series = layout_pb2.MarginChartContent.Series
     drawn = [
-        layout_pb2.Chart(
-            title=name, multiline=layout_pb2.MultilineChartContent(tag=[f"{tag}$" for tag in tags])
-        )
+        layout_pb2.Chart(title=name, multiline=layout_pb2.MultilineChartContent(tag=[f"{tag}$" for tag in tags]))
         for name, tags in charts.items()
     ] + [
         layout_pb2.Chart(
@@ -144,8 +142,6 @@ def layout(
         for name, (value, low, high) in (bands or {}).items()
     ]
     page = layout_pb2.Layout(category=[layout_pb2.Category(title=title, chart=drawn)])
-    tensor = TensorProto(
-        dtype=DT_STRING, string_val=[page.SerializeToString()], tensor_shape=TensorShapeProto()
-    )
+    tensor = TensorProto(dtype=DT_STRING, string_val=[page.SerializeToString()], tensor_shape=TensorShapeProto())
     metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="custom_scalars"))
     return Summary(value=[Summary.Value(tag="custom_scalars__config__", tensor=tensor, metadata=metadata)])

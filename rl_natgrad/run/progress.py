@@ -50,9 +50,7 @@ class Progress:
         self._say(f"watch   tensorboard --logdir {runs_dir}")
         size = f"{config['num_envs']} environments × {config['horizon']} steps"
         place = f"{device}, {threads} thread{'s' if threads != 1 else ''}"
-        self._say(
-            f"{config['algo']['name']} · {config['env']['id']} · {size} · seed {config['seed']} · {place}"
-        )
+        self._say(f"{config['algo']['name']} · {config['env']['id']} · {size} · seed {config['seed']} · {place}")
         if note:
             self._say(f"note    {note}")
 

@@ -10,17 +10,14 @@ from pathlib import Path
 from rl_natgrad.run.files import naming
 
 RECORD, METRICS = "run.json", "metrics.jsonl"
-AGGREGATES = "compare.json"  # marks a folder that compare itself wrote
 
 
 def find_runs(folders: Iterable[str | Path]) -> list[Path]:
-    """Every folder at any depth below `folders` with a run.json, sorted; none that compare made itself."""
+    """Every folder at any depth below `folders` with a run.json, sorted (so none of the aggregates of compare)."""
     found = set()
     for folder in folders:
         for base, names, files in os.walk(folder, followlinks=True):
-            if AGGREGATES in files:
-                names.clear()
-            elif RECORD in files:
+            if RECORD in files:
                 names.clear()  # a run holds no runs
                 found.add(Path(base))
     return sorted(found)

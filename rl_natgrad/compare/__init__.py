@@ -1,0 +1,56 @@
+"""python -m rl_natgrad.compare: which algorithm is better, and is it luck?"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rl_natgrad.compare.options import HELP, CompareError, Options, parse
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code: 0, 1 where a file cannot be written, 2 where the question makes no sense (one line)."""
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv):
+        print(HELP, end="")
+        return 0
+    try:
+        run(parse(argv), argv)
+    except CompareError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror} [errno {error.errno}]", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(options: Options, argv: Sequence[str]) -> None:
+    """Read, group, compare, say and write.  Raises:  CompareError, OSError."""
+    from rl_natgrad.compare import aggregates, plot, report, runs, summary
+
+    found, notes = runs.read_runs(options)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    groups, said = runs.comparisons(found, options.by)
+    for note in said:
+        print(f"note: {note}", file=sys.stderr)
+    comparisons = [summary.compare(env, members, options) for env, members in groups.items()]
+    common = _common_folder(found)
+    out = options.out or common / "compare"
+    out.mkdir(parents=True, exist_ok=True)
+    report.show(comparisons)
+    plot.curves(comparisons, options.x, options.metric, out / "curves.png")
+    command = shlex.join(["python", "-m", "rl_natgrad.compare", *argv])
+    report.write(comparisons, [*notes, *said], options.metric, command, out)
+    aggregates.write(comparisons, options.metric, out)
+    print(f"wrote   {out}/curves.png, summary.csv, summary.md")
+    print(f"watch   tensorboard --logdir {common}")
+
+
+def _common_folder(found) -> Path:
+    """The deepest folder that holds all runs, and is none itself."""
+    return Path(os.path.commonpath([run.path.parent for run in found]))

@@ -1,0 +1,5 @@
+import sys
+
+from rl_natgrad.compare import main
+
+sys.exit(main())

@@ -1,0 +1,68 @@
+"""IQM, low and high of each group as TensorBoard runs, beside the runs they sum up."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from rl_natgrad.compare.summary import Comparison, band
+from rl_natgrad.run.events import EventFile, layout
+from rl_natgrad.run.files import write_json
+
+MARK = "compare.json"
+
+
+def write(comparisons: Sequence[Comparison], metric: str, out: Path) -> list[Path]:
+    """<out>/[<environment>/]<group>/{iqm,low,high}, each with the metric at x = environment steps.
+
+    The three share the metric's tag, so that they lie over the runs on its chart; the `iqm` run also has a
+    custom chart with the band filled in. What an earlier call wrote in `out` is removed first.
+    """
+    folders = {}
+    for comparison in comparisons:
+        for group in comparison.groups:
+            parts = [comparison.env] if len(comparisons) > 1 else []
+            folders[out.joinpath(*(_name(part) for part in [*parts, group.label]))] = group
+    _remove_earlier(out)
+    write_json(out / MARK, {"aggregates": [folder.relative_to(out).as_posix() for folder in folders]})
+    for folder, group in folders.items():
+        grid, middle, low, high = band(group.runs, "steps")
+        lines = {"iqm": middle} if low is None else {"iqm": middle, "low": low, "high": high}
+        for name, line in lines.items():
+            _write_run(folder / name, metric, grid, {metric: line})
+        if low is not None:
+            tags = {f"compare/{name}": line for name, line in lines.items()}
+            _write_run(folder / "iqm", metric, grid, tags, banded=True)
+    return list(folders)
+
+
+def _write_run(path: Path, metric: str, grid, lines: dict, banded: bool = False) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    events = EventFile(path)
+    if banded:
+        bands = {f"{metric}: IQM and 95 % interval": ["compare/iqm", "compare/low", "compare/high"]}
+        events.summary(layout("compare", {}, bands))
+    for index, step in enumerate(grid):
+        events.scalars({tag: float(line[index]) for tag, line in lines.items()}, round(float(step)))
+    events.close()
+
+
+def _remove_earlier(out: Path) -> None:
+    """The event files of an earlier call, wherever it says it wrote them, and nothing else."""
+    try:
+        earlier = json.loads((out / MARK).read_text())["aggregates"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    for folder in earlier:
+        for name in ("iqm", "low", "high"):
+            path = out / str(folder) / name
+            if path.resolve().is_relative_to(out.resolve()):
+                for file in path.glob("events.out.tfevents.*"):
+                    file.unlink()
+
+
+def _name(label: str) -> str:
+    """A label as a folder name that every file system takes."""
+    return re.sub(r"[^\w.=+\[\]-]+", "-", label)

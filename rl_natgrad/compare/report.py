@@ -1,0 +1,71 @@
+"""A comparison as a terminal table, summary.csv and summary.md."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rl_natgrad.compare.options import AXES
+from rl_natgrad.compare.summary import LAST, Comparison, few, pair_table, table, to_csv
+from rl_natgrad.run.files import write_atomically
+
+NOTES = f"""\
+The unit is the seed. `final` is a run's metric over the last {100 * LAST:.0f} % of the range above, which every
+run covers. IQM is the interquartile mean of that over seeds, with a 95 % bootstrap interval (10,000 resamples of
+seeds). `area` is the mean height of the curve over the range. `… to` is the median, over all runs, of the first
+crossing of the threshold; a run that never crosses it counts as later than all others, and `reached` says how
+many did. P(A > B) is the chance that a run of A ends above a run of B, a tie counting half; [1.00, 1.00] says
+that these seeds do not overlap, not that none ever would.
+"""
+
+
+def show(comparisons: Sequence[Comparison]) -> None:
+    """The tables, on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    # Off a terminal rich would wrap at 80 columns; a file or a pipe has no width.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 240)
+    for comparison in comparisons:
+        tables = [
+            (table(comparison), _title(comparison)),
+            (pair_table(comparison), "probability of improvement"),
+        ]
+        for (header, rows), title in tables:
+            if not rows:
+                continue
+            grid = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+            for index, name in enumerate(header):
+                grid.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+            for row in rows:
+                grid.add_row(*(cell.replace("[", r"\[") for cell in row))
+            console.print(grid)
+            console.print()
+        if caution := few(comparison):
+            console.print(caution, markup=False)
+
+
+def write(comparisons: Sequence[Comparison], notes: Sequence[str], metric: str, command: str, out: Path) -> None:
+    """summary.csv and summary.md in `out`."""
+    write_atomically(out / "summary.csv", to_csv(comparisons).encode())
+    text = [f"# {metric}", "", f"    {command}", ""]
+    for comparison in comparisons:
+        text += [f"## {_title(comparison)}", "", *_markdown(*table(comparison)), ""]
+        if comparison.pairs:
+            text += [*_markdown(*pair_table(comparison)), ""]
+        if caution := few(comparison):
+            text += [f"**{caution[0].upper()}{caution[1:]}.**", ""]
+    text += ["![curves](curves.png)", "", NOTES]
+    text += [f"- {note}" for note in notes]
+    write_atomically(out / "summary.md", ("\n".join(text).rstrip() + "\n").encode())
+
+
+def _title(comparison: Comparison) -> str:
+    low, high = comparison.range
+    return f"{comparison.env}, {AXES[comparison.axis]} {low:,.0f} to {high:,.0f}"
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [header, [":--", *["--:"] * (len(header) - 1)], *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]

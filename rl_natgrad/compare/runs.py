@@ -1,0 +1,215 @@
+"""Finding runs, reading their curves, and putting together what differs in nothing but the seed."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rl_natgrad.compare.options import CompareError, Options
+from rl_natgrad.run.records import find_runs, read_record, read_rows
+from rl_natgrad.stats import Array
+
+# What says nothing about the method: who, where, how long, how observed. A longer run starts with the shorter one.
+IGNORED = ("seed", "total_steps", "runs_dir", "resume", "env.timeout", "env.allow_import")
+IGNORED_GROUPS = ("sweep.", "eval.", "checkpoint.", "versions.")
+# What a run's environment and code are made of. Other libraries change last bits, not the task.
+VERSIONED = ("rl_natgrad", "gymnasium", "mujoco", "box2d", "box2d-py", "ale-py", "envpool")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its flat config (versions.* beside it) and its curve; x by axis, each (n,) like y."""
+
+    path: Path
+    config: Mapping[str, object]
+    x: Mapping[str, Array]
+    y: Array
+
+    @property
+    def env(self) -> str:
+        return str(self.config["env.id"])
+
+
+def read_runs(options: Options) -> tuple[list[Run], list[str]]:
+    """Every run below the folders that can be compared, and a line about each that is unfinished or left out.
+
+    Raises:  CompareError where nothing is left.
+    """
+    paths = find_runs(options.folders)
+    if not paths:
+        raise CompareError(f"no runs (folders with a run.json) below {', '.join(map(str, options.folders))}")
+    runs, notes, tags = [], [], set()
+    for path in paths:
+        try:
+            record, rows = read_record(path), read_rows(path)
+            config = _flat(record["config"]) | _flat(record.get("versions") or {}, "versions.")
+            if not {"algo.name", "env.id"} <= config.keys():
+                raise ValueError(f"{path}: its config names no algo.name or env.id")
+        except (OSError, ValueError) as error:
+            notes.append(f"unreadable, left out: {error}")
+            continue
+        note, keep = _judge(path, record, rows, options)
+        notes += [note] if note else []
+        tags |= {tag for row in rows for tag in row}
+        if keep:
+            x, y = _curve(rows, options.metric)
+            if len(y):
+                runs.append(Run(path, config, x, y))
+            else:
+                notes.append(f"no {options.metric} yet, left out: {path}")
+    if not runs:
+        near = difflib.get_close_matches(options.metric, tags, 1) if options.metric not in tags else []
+        hint = f"; did you mean metric={near[0]}?" if near else ""
+        raise CompareError(f"none of the {len(paths)} runs can be compared by {options.metric}{hint}")
+    return runs, notes
+
+
+def _judge(path: Path, record: Mapping, rows: Sequence[Mapping], options: Options) -> tuple[str | None, bool]:
+    """What to say of a run that did not finish, and whether to keep it."""
+    outcome = record.get("outcome")
+    if outcome == "finished":
+        return None, True
+    got = f"{rows[-1]['step']:,} of {record['config'].get('total_steps', 0):,} steps" if rows else "no steps"
+    if outcome == "failed":
+        keep, remedy = options.failed, "" if options.failed else ", left out (failed=true keeps it)"
+        return f"failed after {got}{remedy}: {path}: {record.get('error')}", keep
+    keep, remedy = options.unfinished, "" if options.unfinished else ", left out"
+    return f"unfinished ({outcome}, {got}){remedy}: {path}", keep
+
+
+def _curve(rows: Iterable[Mapping], metric: str) -> tuple[dict[str, Array], Array]:
+    """The points where the metric was said; a row without a clock (an evaluation) has the last one's time."""
+    points, clock = {}, np.nan
+    for row in rows:
+        clock = row.get("time/elapsed") or clock
+        if row.get(metric) is not None:
+            points[row["update"]] = (row["step"], row["update"], clock, row[metric])
+    steps, updates, seconds, y = np.array(list(points.values()), float).reshape(-1, 4).T
+    x = {"steps": steps, "updates": updates}
+    if np.isfinite(seconds).all():
+        x["seconds"] = np.maximum.accumulate(seconds)
+    return x, y
+
+
+def _flat(config: Mapping, prefix: str = "") -> dict[str, object]:
+    """{"algo": {"delta": 0.01}} as {"algo.delta": 0.01}; lists as JSON."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = json.dumps(value) if isinstance(value, list) else value
+    return flat
+
+
+def comparisons(runs: Sequence[Run], by: Sequence[str]) -> tuple[dict[str, dict[str, list[Run]]], list[str]]:
+    """Environment → label of the group → its runs; and what should be said about the groups.
+
+    Raises:  CompareError where environments or versions are mixed without being asked for.
+    """
+    environments = Counter(run.env for run in runs)
+    if len(environments) > 1 and not {"env", "env.id"} & set(by):
+        counts = ", ".join(f"{env} ({n})" for env, n in sorted(environments.items()))
+        raise CompareError(f"the runs mix environments: {counts}; name fewer folders, or write by=env")
+    keys = [_resolve(word, runs) for word in by if word not in ("env", "env.id", "versions")]
+    if "versions" in by:
+        keys += [key for name in VERSIONED if len(_values(runs, key := f"versions.{name}")) > 1]
+    groups, notes = {}, []
+    for env in sorted(environments):
+        inside = [run for run in runs if run.env == env]
+        _refuse_mixed_versions(inside, keys)
+        groups[env], said = _group(inside, keys, automatic=not set(by) - {"env", "env.id", "versions"})
+        notes += said
+    return groups, notes
+
+
+def _refuse_mixed_versions(runs: Sequence[Run], keys: Sequence[str]) -> None:
+    for name in VERSIONED:
+        found = _values(runs, f"versions.{name}")
+        if len(found) > 1 and f"versions.{name}" not in keys:
+            listed = ", ".join(sorted(map(str, found)))
+            raise CompareError(
+                f"the runs mix versions of {name}: {listed}; name fewer folders, or write by=versions"
+            )
+
+
+def _resolve(word: str, runs: Sequence[Run]) -> str:
+    """The config key that a word of by= means: algo.delta, algo (its name), or delta if one key ends so."""
+    known = {key for run in runs for key in run.config}
+    for key in (word, f"{word}.name"):
+        if key in known:
+            return key
+    endings = sorted(key for key in known if key.endswith(f".{word}") and not key.startswith("versions."))
+    if len(endings) == 1:
+        return endings[0]
+    if endings:
+        raise CompareError(f"by={word} may mean {' or '.join(endings)}; write the whole key")
+    choices = known | {key.removesuffix(".name") for key in known} | {"env", "versions"}
+    near = difflib.get_close_matches(word, sorted(choices), 1)
+    raise CompareError(f"unknown key 'by={word}'" + (f"; did you mean '{near[0]}'?" if near else ""))
+
+
+def _group(runs: Sequence[Run], keys: list[str], automatic: bool) -> tuple[dict[str, list[Run]], list[str]]:
+    """Label → runs, by `keys`, and where `automatic` by everything else that differs too."""
+    differing = _differing(runs)
+    if automatic:
+        keys = ["algo.name", *(key for key in [*differing, *keys] if key != "algo.name")]
+    members: dict[tuple, list[Run]] = {}
+    for run in runs:
+        members.setdefault(tuple(run.config.get(key) for key in keys), []).append(run)
+    groups, notes = {}, []
+    for signature, group in members.items():
+        label = _label(dict(zip(keys, signature, strict=True)), list(members), keys, automatic)
+        pooled = _differing(group)
+        if pooled:
+            notes.append(f"{label} pools runs that differ in {', '.join(pooled)}")
+        else:
+            group, said = _one_per_seed(label, group)
+            notes += said
+        groups[label] = group
+    return dict(sorted(groups.items())), notes
+
+
+def _label(signature: dict, all_signatures: list[tuple], keys: list[str], automatic: bool) -> str:
+    """`trpo`, or `trpo delta=0.03` where groups of the same algorithm differ in delta."""
+    said = [key for key in keys if key != "algo.name"]
+    if automatic:
+        peers = [dict(zip(keys, other, strict=True)) for other in all_signatures]
+        peers = [peer for peer in peers if peer["algo.name"] == signature["algo.name"]]
+        said = [key for key in said if len({peer[key] for peer in peers}) > 1]
+    ends = Counter(key.removesuffix(".name").rsplit(".", 1)[-1] for key in said)
+    parts = [str(signature["algo.name"])] if "algo.name" in signature else []
+    for key in said:
+        end = key.removesuffix(".name").rsplit(".", 1)[-1]
+        value = "none" if signature[key] is None else signature[key]
+        parts.append(f"{end if ends[end] == 1 else key}={value}".replace(", ", ","))
+    return " ".join(parts)
+
+
+def _one_per_seed(label: str, group: list[Run]) -> tuple[list[Run], list[str]]:
+    """The unit is the seed: of several runs of one seed and config, the one that got furthest, then the latest."""
+    best: dict[object, Run] = {}
+    for run in sorted(group, key=lambda run: (run.x["steps"][-1], run.path.name)):
+        best[run.config.get("seed", run.path)] = run
+    dropped = [run for run in group if run not in best.values()]
+    notes = [
+        f"seed {run.config.get('seed')} of {label} was run more than once, left out: {run.path}" for run in dropped
+    ]
+    return sorted(best.values(), key=lambda run: run.path), notes
+
+
+def _differing(runs: Sequence[Run]) -> list[str]:
+    """The keys of the config, bookkeeping aside, in which the runs differ."""
+    keys = dict.fromkeys(key for run in runs for key in run.config)
+    told = [key for key in keys if key not in IGNORED and not key.startswith(IGNORED_GROUPS)]
+    return [key for key in told if len({run.config.get(key) for run in runs}) > 1]
+
+
+def _values(runs: Sequence[Run], key: str) -> set:
+    return {run.config[key] for run in runs if key in run.config}

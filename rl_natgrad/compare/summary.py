@@ -1,0 +1,215 @@
+"""The numbers of a comparison: what each group reached, and how likely one beats another."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from rl_natgrad import stats
+from rl_natgrad.compare.options import AXES, CompareError, Options
+from rl_natgrad.compare.runs import Run
+from rl_natgrad.stats import Array
+
+LAST = 0.1  # the final score of a run is its mean over this last share of the common range
+FEW = 5  # seeds; below, a bootstrap interval is too narrow to be trusted
+
+
+@dataclass(frozen=True)
+class Group:
+    """One row of the table. Scores are per run; an interval is None at n = 1."""
+
+    label: str
+    runs: Sequence[Run]
+    finals: Array
+    areas: Array
+    iqm: float
+    interval: tuple[float, float] | None
+    reached: int | None
+    to_reach: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """P(a run of `left` ends above a run of `right`)."""
+
+    left: str
+    right: str
+    chance: float
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that is said about one environment."""
+
+    env: str
+    axis: str
+    range: tuple[float, float]
+    threshold: float | None
+    groups: list[Group]
+    pairs: list[Pair]
+
+
+def compare(env: str, members: Mapping[str, Sequence[Run]], options: Options) -> Comparison:
+    """Groups and pairs of one environment on the first axis, over the range that all its runs cover.
+
+    Raises:  CompareError where the runs have no range, or no such axis, in common.
+    """
+    axis = options.x[0]
+    runs = [run for group in members.values() for run in group]
+    for wanted in options.x:
+        missing = next((run.path for run in runs if wanted not in run.x), None)
+        if missing:
+            raise CompareError(f"x={wanted}: {missing} has no time/elapsed")
+    span = stats.common_range([run.x[axis] for run in runs])
+    if span is None:
+        short = min(runs, key=lambda run: run.x[axis][-1])
+        end = f"{short.path} ends at {short.x[axis][-1]:,.0f}, before another begins"
+        raise CompareError(f"{env}: the runs share no range of {axis}: {end}")
+    threshold = options.threshold
+    if threshold is None and options.metric.endswith("/return"):
+        threshold = _reward_threshold(env)
+    groups = [_summarise(label, group, axis, span, threshold) for label, group in members.items()]
+    pairs = []
+    for left, right in combinations(groups, 2):
+        chance, interval = stats.improvement(left.finals, right.finals)
+        alone = min(len(left.runs), len(right.runs)) < 2
+        pairs.append(Pair(left.label, right.label, chance, None if alone else interval))
+    return Comparison(env, axis, span, threshold, groups, pairs)
+
+
+def _summarise(
+    label: str, runs: Sequence[Run], axis: str, span: tuple[float, float], threshold: float | None
+) -> Group:
+    low, high = span
+    start = high - LAST * (high - low)
+    finals = np.array([stats.area(run.x[axis], run.y, start, high) for run in runs])
+    areas = np.array([stats.area(run.x[axis], run.y, low, high) for run in runs])
+    interval = None
+    if len(runs) > 1:
+        ends = stats.iqm_interval([finals[:, None]], replicates=10_000)
+        interval = float(ends[0][0]), float(ends[1][0])
+    reached, to_reach = None, {}
+    if threshold is not None:
+        reached = sum(bool((run.y >= threshold).any()) for run in runs)
+        for name in AXES:
+            firsts = [stats.first_reach(run.x[name], run.y, threshold) for run in runs if name in run.x]
+            to_reach[name] = _median(firsts) if len(firsts) == len(runs) else math.nan
+    return Group(label, runs, finals, areas, float(stats.iqm(finals)), interval, reached, to_reach)
+
+
+def _median(values: Sequence[float]) -> float:
+    """Median where inf is a value like any other, the largest."""
+    ordered = sorted(values)
+    low, high = ordered[(len(values) - 1) // 2], ordered[len(values) // 2]
+    return low if low == high else (low + high) / 2
+
+
+def band(runs: Sequence[Run], axis: str, points: int = 200) -> tuple[Array, Array, Array | None, Array | None]:
+    """Grid, IQM and its interval (None at n = 1) along the range that these runs cover."""
+    low, high = stats.common_range([run.x[axis] for run in runs]) or (math.nan, math.nan)
+    grid = np.unique(np.linspace(low, high, points))
+    curves = stats.on_grid([(run.x[axis], run.y) for run in runs], grid)
+    ends = stats.iqm_interval([curves]) if len(runs) > 1 else (None, None)
+    return grid, stats.iqm(curves), *ends
+
+
+def _reward_threshold(env: str) -> float | None:
+    """The return at which Gymnasium calls the environment solved. An id with a module would run its code: None."""
+    if ":" in env:
+        return None
+    import gymnasium
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return gymnasium.spec(env).reward_threshold
+        except gymnasium.error.Error:
+            return None
+
+
+def few(comparison: Comparison) -> str | None:
+    """A word of caution where a group has few seeds."""
+    small = [f"{group.label} (n = {len(group.runs)})" for group in comparison.groups if len(group.runs) < FEW]
+    if not small:
+        return None
+    return f"caution: under {FEW} seeds in {', '.join(small)}: take intervals and ranks as hints"
+
+
+def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Header and rows for people."""
+    header = ["group", "n", "final mean", "IQM [95 %]", "area"]
+    if comparison.threshold is not None:
+        header += [f"{axis} to {comparison.threshold:g}" for axis in AXES] + ["reached"]
+    rows = []
+    for group in comparison.groups:
+        cells = [group.label, str(len(group.runs)), number(group.finals.mean())]
+        cells += [_with_interval(number, group.iqm, group.interval), number(group.areas.mean())]
+        if comparison.threshold is not None:
+            cells += [_duration(group.to_reach[axis], axis) for axis in AXES]
+            cells += [f"{group.reached}/{len(group.runs)}"]
+        rows.append(cells)
+    return header, rows
+
+
+def pair_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the probabilities of improvement."""
+    rows = [
+        [f"{pair.left} > {pair.right}", _with_interval("{:.2f}".format, pair.chance, pair.interval)]
+        for pair in comparison.pairs
+    ]
+    return ["A > B", "P(A > B) [95 %]"], rows
+
+
+def to_csv(comparisons: Sequence[Comparison]) -> str:
+    """One line per group, unrounded; empty where there is nothing to say, inf for a threshold not reached."""
+    columns = ["environment", "group", "n", "seeds", "axis", "from", "to", "final_mean", "final_std", "iqm"]
+    columns += [
+        "iqm_low",
+        "iqm_high",
+        "area",
+        "threshold",
+        "reached",
+        *(f"{axis}_to_threshold" for axis in AXES),
+    ]
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
+    writer.writeheader()
+    for comparison in comparisons:
+        for group in comparison.groups:
+            low, high = group.interval or (None, None)
+            n = len(group.runs)
+            row = {
+                "environment": comparison.env, "group": group.label, "n": n,
+                "seeds": " ".join(str(run.config.get("seed")) for run in group.runs),
+                "axis": comparison.axis, "from": comparison.range[0], "to": comparison.range[1],
+                "final_mean": group.finals.mean(), "final_std": group.finals.std(ddof=1) if n > 1 else None,
+                "iqm": group.iqm, "iqm_low": low, "iqm_high": high, "area": group.areas.mean(),
+                "threshold": comparison.threshold, "reached": group.reached,
+            }  # fmt: skip
+            writer.writerow(row | {f"{axis}_to_threshold": value for axis, value in group.to_reach.items()})
+    return file.getvalue()
+
+
+def number(value: float) -> str:
+    """489.1, -91.3, 0.0523."""
+    return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}"
+
+
+def _with_interval(show, value: float, interval: tuple[float, float] | None) -> str:
+    return show(value) if interval is None else f"{show(value)} [{show(interval[0])}, {show(interval[1])}]"
+
+
+def _duration(value: float, axis: str) -> str:
+    if math.isnan(value):
+        return "-"
+    if math.isinf(value):
+        return "not reached"
+    return f"{value:,.1f}" if axis == "seconds" else f"{value:,.0f}"
