@@ -10,6 +10,7 @@ from pathlib import Path
 from rl_natgrad.compare.summary import Comparison, band
 from rl_natgrad.run.events import EventFile, layout
 from rl_natgrad.run.files import write_json
+from rl_natgrad.stats import Array
 
 MARK = "compare.json"
 
@@ -31,21 +32,21 @@ def write(comparisons: Sequence[Comparison], metric: str, out: Path) -> list[Pat
         grid, middle, low, high = band(group.runs, "steps")
         lines = {"iqm": middle} if low is None else {"iqm": middle, "low": low, "high": high}
         for name, line in lines.items():
-            _write_run(folder / name, metric, grid, {metric: line})
-        if low is not None:
-            tags = {f"compare/{name}": line for name, line in lines.items()}
-            _write_run(folder / "iqm", metric, grid, tags, banded=True)
+            tags = {metric: line}
+            if name == "iqm" and low is not None:
+                tags |= {f"compare/{each}": values for each, values in lines.items()}
+            _write_run(folder / name, metric, grid, tags)
     return list(folders)
 
 
-def _write_run(path: Path, metric: str, grid, lines: dict, banded: bool = False) -> None:
+def _write_run(path: Path, metric: str, grid: Array, tags: dict[str, Array]) -> None:
     path.mkdir(parents=True, exist_ok=True)
     events = EventFile(path)
-    if banded:
+    if "compare/low" in tags:
         bands = {f"{metric}: IQM and 95 % interval": ["compare/iqm", "compare/low", "compare/high"]}
         events.summary(layout("compare", {}, bands))
     for index, step in enumerate(grid):
-        events.scalars({tag: float(line[index]) for tag, line in lines.items()}, round(float(step)))
+        events.scalars({tag: float(line[index]) for tag, line in tags.items()}, round(float(step)))
     events.close()
 
 

@@ -33,7 +33,7 @@ P(A > B)   chance that a run of A ends above a run of B, a tie counting half
 """
 
 
-class CompareError(Exception):
+class CompareError(ValueError):
     """A command or a set of runs that cannot be compared; the message is the one line to print."""
 
 

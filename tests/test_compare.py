@@ -1,0 +1,353 @@
+"""compare: what it finds, groups, refuses, says and writes, on runs whose numbers are known."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_runs import learning_curve, write_run
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+
+from rl_natgrad.compare import main
+from rl_natgrad.compare.options import Options, parse
+from rl_natgrad.compare.runs import comparisons, read_runs
+from rl_natgrad.compare.summary import compare
+
+
+def labels(root: Path, *by: str) -> dict[str, list[int]]:
+    """Label → seeds, over all environments."""
+    groups, _ = comparisons(read_runs(Options([root]))[0], list(by))
+    return {
+        label: sorted(run.config["seed"] for run in runs)
+        for members in groups.values()
+        for label, runs in members.items()
+    }
+
+
+def summary(root: Path, **options):
+    """The comparison of the only environment below `root`."""
+    chosen = Options([root], **options)
+    ((env, members),) = comparisons(read_runs(chosen)[0], chosen.by)[0].items()
+    return compare(env, members, chosen)
+
+
+def said(capsys, *argv: object) -> tuple[int, str, str]:
+    code = main([str(word) for word in argv])
+    return code, *capsys.readouterr()
+
+
+@pytest.fixture
+def two_algos(tmp_path):
+    for seed in range(3):
+        write_run(tmp_path, "trpo", seed, returns=[100 + seed, 300, 480 + seed])
+        write_run(tmp_path, "pg", seed, returns=[50, 100 + seed, 150])
+    return tmp_path
+
+
+# ---- grouping ------------------------------------------------------------------------------------------------
+
+
+def test_groups_are_what_differs_but_the_seed(two_algos):
+    assert labels(two_algos) == {"pg": [0, 1, 2], "trpo": [0, 1, 2]}
+
+
+def test_a_differing_key_joins_the_label_of_its_algorithm_only(tmp_path):
+    write_run(tmp_path, "trpo", 0, name="a", config={"algo.delta": 0.01})
+    write_run(tmp_path, "trpo", 0, name="b", config={"algo.delta": 0.03})
+    write_run(tmp_path, "pg", 0, config={"optimizer.lr": 0.001})
+    assert set(labels(tmp_path)) == {"trpo delta=0.01", "trpo delta=0.03", "pg"}
+
+
+def test_bookkeeping_does_not_tell_groups_apart(tmp_path):
+    for seed, (key, value) in enumerate(
+        [("runs_dir", "a"), ("total_steps", 9), ("eval.every", 5), ("sweep.jobs", 2)]
+    ):
+        write_run(tmp_path, seed=seed, config={key: value})
+    assert labels(tmp_path) == {"trpo": [0, 1, 2, 3]}
+
+
+def test_keys_that_end_alike_are_written_out(tmp_path):
+    for index in range(4):
+        config = {"optimizer.lr": index // 2 + 1, "critic.lr": index % 2 + 1}
+        write_run(tmp_path, "pg", 0, name=f"r{index}", config=config)
+    assert "pg optimizer.lr=1 critic.lr=2" in labels(tmp_path)
+
+
+@pytest.mark.parametrize("by", ["algo", "algo.name"])
+def test_by_a_key_pools_the_rest_and_says_so(tmp_path, by):
+    write_run(tmp_path, "trpo", 0, config={"algo.delta": 0.01})
+    write_run(tmp_path, "trpo", 1, config={"algo.delta": 0.03})
+    groups, notes = comparisons(read_runs(Options([tmp_path]))[0], [by])
+    assert list(groups["CartPole-v1"]) == ["trpo"] and "differ in algo.delta" in notes[0]
+    assert set(labels(tmp_path, "delta")) == {"delta=0.01", "delta=0.03"}
+
+
+def test_a_seed_that_was_run_twice_counts_once(tmp_path):
+    write_run(tmp_path, seed=0, returns=[1, 2], name="first")
+    write_run(tmp_path, seed=0, returns=[1, 2, 3], name="second")
+    write_run(tmp_path, seed=1, returns=[1, 2, 3], name="third")
+    runs = read_runs(Options([tmp_path]))[0]
+    groups, notes = comparisons(runs, [])
+    assert [run.path.name for run in groups["CartPole-v1"]["trpo"]] == ["second", "third"]
+    assert len(notes) == 1 and "first" in notes[0]
+
+
+def test_by_env_compares_within_each_environment(tmp_path):
+    for env in ("CartPole-v1", "Acrobot-v1"):
+        for algo in ("pg", "trpo"):
+            write_run(tmp_path, algo, env=env)
+    groups, _ = comparisons(read_runs(Options([tmp_path]))[0], ["env"])
+    assert {env: list(members) for env, members in groups.items()} == {
+        "Acrobot-v1": ["pg", "trpo"],
+        "CartPole-v1": ["pg", "trpo"],
+    }
+
+
+def test_by_versions_tells_versions_apart(tmp_path):
+    write_run(tmp_path, seed=0, versions={"gymnasium": "1.4.0"})
+    write_run(tmp_path, seed=1, versions={"gymnasium": "1.4.1"})
+    assert set(labels(tmp_path, "versions")) == {"trpo gymnasium=1.4.0", "trpo gymnasium=1.4.1"}
+
+
+# ---- refusals ------------------------------------------------------------------------------------------------
+
+
+def refuse(capsys, *argv: object) -> str:
+    code, out, err = said(capsys, *argv)
+    assert code == 2 and out == "" and err.startswith("error: ")
+    assert len(err.splitlines()) == 1 or all(line.startswith("note: ") for line in err.splitlines()[:-1])
+    return err
+
+
+def test_mixed_environments_are_refused(tmp_path, capsys):
+    write_run(tmp_path, env="CartPole-v1")
+    write_run(tmp_path, env="CartPole-v0")
+    assert "CartPole-v0 (1), CartPole-v1 (1); name fewer folders, or write by=env" in refuse(capsys, tmp_path)
+    assert not (tmp_path / "compare").exists()
+
+
+def test_mixed_versions_are_refused(tmp_path, capsys):
+    write_run(tmp_path, seed=0)
+    write_run(tmp_path, seed=1, versions={"gymnasium": "1.5.0"})
+    assert "mix versions of gymnasium: 1.4.0, 1.5.0" in refuse(capsys, tmp_path)
+
+
+def test_other_libraries_may_differ(tmp_path):
+    write_run(tmp_path, seed=0, versions={"mujoco": "4.0"})
+    write_run(tmp_path, seed=1, versions={"torch": "2.13.1"})
+    assert labels(tmp_path) == {"trpo": [0, 1]}
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["byy=algo"], "unknown option 'byy'; did you mean 'by'?"),
+        (["--x", "steps"], "options are written key=value"),
+        (["x=time"], "x must be steps, updates or seconds, got 'time'"),
+        (["threshold=nan"], "threshold must be a finite number, got 'nan'"),
+        (["failed=1"], "failed must be true or false"),
+        (["by="], "by must not be empty"),
+        (["by=alg"], "did you mean 'algo'?"),
+        (["metric=rollout/retrun"], "did you mean metric=rollout/return?"),
+    ],
+)
+def test_a_wrong_option_is_one_line(tmp_path, capsys, argv, expected):
+    write_run(tmp_path)
+    assert expected in refuse(capsys, tmp_path, *argv)
+
+
+def test_wrong_folders_are_one_line(tmp_path, capsys):
+    assert "no such folder" in refuse(capsys, tmp_path / "none")
+    assert "no runs" in refuse(capsys, tmp_path)
+    assert "name at least one folder" in refuse(capsys)
+
+
+def test_runs_that_share_no_range_are_refused(tmp_path, capsys):
+    write_run(tmp_path, seed=0, returns=[1.0])
+    write_run(tmp_path, seed=1, returns=[None, None, 3.0])
+    assert "share no range of steps" in refuse(capsys, tmp_path)
+
+
+def test_a_folder_with_an_equals_sign_is_a_folder(tmp_path):
+    (tmp_path / "by=x").mkdir()
+    assert parse([str(tmp_path / "by=x"), "by=algo"]).by == ["algo"]
+
+
+# ---- unfinished, failed, half-written ------------------------------------------------------------------------
+
+
+def test_unfinished_and_failed_runs_are_named(two_algos, capsys):
+    running = write_run(two_algos, "trpo", 3, outcome="running", returns=[1.0, 2.0, 3.0])
+    failed = write_run(two_algos, "trpo", 4, outcome="failed")
+    code, out, err = said(capsys, two_algos)
+    assert code == 0
+    assert f"unfinished (running, 300 of 300 steps): {running}" in err
+    assert f"failed after 300 of 300 steps, left out (failed=true keeps it): {failed}: ValueError: broke" in err
+    row = next(line for line in out.splitlines() if line.startswith("trpo"))
+    assert row.split()[1] == "4"
+    _, out, _ = said(capsys, two_algos, "failed=true", "unfinished=false")
+    row = next(line for line in out.splitlines() if line.startswith("trpo"))
+    assert row.split()[1] == "4"
+
+
+def test_half_written_and_unreadable_files_do_no_harm(two_algos, capsys):
+    half = next(two_algos.glob("*/trpo/*s0*")) / "metrics.jsonl"
+    half.write_bytes(half.read_bytes()[:-30])
+    (next(two_algos.glob("*/trpo/*s1*")) / "run.json").write_text('{"con')
+    (next(two_algos.glob("*/trpo/*s2*")) / "metrics.jsonl").unlink()
+    code, out, err = said(capsys, two_algos)
+    assert code == 0 and "unreadable, left out" in err and "no rollout/return yet, left out" in err
+    assert "environment steps 100 to 200" in out  # the half-written run covers no more
+
+
+# ---- numbers -------------------------------------------------------------------------------------------------
+
+
+def test_numbers_by_hand(tmp_path):
+    """Two runs, at 0 … 100 %: 0, 100, 100 and 0, 50, 100; final over the last tenth of steps 100 to 300."""
+    write_run(tmp_path, seed=0, returns=[0, 100, 100])
+    write_run(tmp_path, seed=1, returns=[0, 50, 100])
+    told = summary(tmp_path, threshold=60.0)
+    (group,) = told.groups
+    assert told.range == (100.0, 300.0)
+    np.testing.assert_allclose(group.finals, [100.0, 95.0])  # the second rises from 90 to 100 over the last tenth
+    np.testing.assert_allclose(group.areas, [75.0, 50.0])
+    assert group.iqm == 97.5 and group.interval == (95.0, 100.0)
+    assert group.reached == 2
+    assert group.to_reach == {"steps": 250.0, "updates": 2.5, "seconds": 1.25}
+
+
+def test_runs_that_never_reach_the_threshold_are_not_dropped(tmp_path):
+    for seed, end in enumerate([500, 500, 20]):
+        write_run(tmp_path, seed=seed, returns=[10, 15, end])
+    (group,) = summary(tmp_path, threshold=475.0).groups
+    assert group.reached == 2 and group.to_reach["steps"] == 300.0
+    write_run(tmp_path, seed=3, returns=[10, 15, 20])
+    (group,) = summary(tmp_path, threshold=475.0).groups
+    assert group.reached == 2 and group.to_reach["steps"] == np.inf
+
+
+def test_threshold_is_gymnasiums_where_it_has_one(two_algos):
+    assert summary(two_algos).threshold == 475
+    assert summary(two_algos, metric="policy/tag_3").threshold is None
+
+
+def test_no_interval_for_one_seed(tmp_path):
+    for algo in ("pg", "trpo"):
+        write_run(tmp_path, algo)
+    told = summary(tmp_path)
+    assert [group.interval for group in told.groups] == [None, None]
+    assert [pair.interval for pair in told.pairs] == [None]
+
+
+def test_each_axis_has_its_own_range(two_algos):
+    for path in two_algos.glob("*/pg/*"):
+        rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        for row in rows:
+            row["time/elapsed"] /= 10
+        (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="share no range of seconds"):
+        summary(two_algos, x=["seconds"])  # pg ended before trpo's first update
+    assert summary(two_algos, x=["updates"]).range == (1.0, 3.0)
+
+
+def test_an_evaluation_row_without_a_clock_has_the_last_ones_time(tmp_path):
+    path = write_run(tmp_path)
+    with open(path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 300, "update": 3, "eval/return": 500.0}\n')
+    (run,) = read_runs(Options([tmp_path], metric="eval/return"))[0]
+    assert {axis: list(x) for axis, x in run.x.items()} == {"steps": [300], "updates": [3], "seconds": [1.5]}
+
+
+# ---- what is written -----------------------------------------------------------------------------------------
+
+
+def points(path: Path) -> dict[str, list[tuple[int, float]]]:
+    told = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
+    return {tag: [(event.step, event.value) for event in told.Scalars(tag)] for tag in told.Tags()["scalars"]}
+
+
+def test_files_and_aggregates(two_algos, capsys):
+    code, out, _ = said(capsys, two_algos, "x=steps,updates,seconds")
+    assert code == 0 and "caution: under 5 seeds in pg (n = 3), trpo (n = 3)" in out
+    written = two_algos / "CartPole-v1" / "compare"
+    assert (written / "curves.png").read_bytes().startswith(b"\x89PNG")
+    with open(written / "summary.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["group"], row["n"], row["seeds"]) for row in rows] == [
+        ("pg", "3", "0 1 2"),
+        ("trpo", "3", "0 1 2"),
+    ]
+    assert "| trpo | 3 |" in (written / "summary.md").read_text()
+    assert "pg > trpo" in (written / "summary.md").read_text()
+    lines = {name: points(written / "trpo" / name) for name in ("iqm", "low", "high")}
+    middle, low, high = (dict(line["rollout/return"]) for line in lines.values())
+    assert min(middle) == 100 and max(middle) == 300 and middle[300] == 481
+    assert middle[100] == 101 and (low[100], high[100]) == (100, 102)
+    assert dict(lines["iqm"]["compare/low"]) == low
+
+
+def test_the_band_is_a_custom_chart(two_algos, capsys):
+    said(capsys, two_algos)
+    told = EventAccumulator(str(two_algos / "CartPole-v1" / "compare" / "pg" / "iqm")).Reload()
+    page = Layout.FromString(told.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    (series,) = page.category[0].chart[0].margin.series
+    assert (series.value, series.lower, series.upper) == ("compare/iqm", "compare/low", "compare/high")
+
+
+def test_a_second_call_neither_counts_nor_keeps_the_first(two_algos, capsys):
+    out = two_algos / "compare"
+    first = said(capsys, two_algos, f"out={out}")[1]
+    assert said(capsys, two_algos, f"out={out}")[1] == first
+    assert len(points(out / "trpo" / "iqm")["rollout/return"]) == 200
+    said(capsys, two_algos / "CartPole-v1" / "pg", f"out={out}")
+    assert not list((out / "trpo").rglob("events.*")) and list((out / "pg").rglob("events.*"))
+
+
+def test_no_band_for_one_seed(tmp_path, capsys):
+    write_run(tmp_path)
+    said(capsys, tmp_path, f"out={tmp_path / 'out'}")
+    assert [path.name for path in (tmp_path / "out" / "trpo").iterdir()] == ["iqm"]
+
+
+def test_a_write_that_fails_is_one_line_with_path_and_errno(two_algos, capsys):
+    (two_algos / "file").write_text("")
+    code, _, err = said(capsys, two_algos, f"out={two_algos / 'file'}")
+    assert code == 1 and err == f"error: {two_algos / 'file'}: File exists [errno 17]\n"
+
+
+def test_help_names_every_option(capsys):
+    code, out, _ = said(capsys, "--help")
+    assert code == 0
+    assert all(f"\n  {key}" in out for key in ("by", "x", "metric", "threshold", "out", "failed", "unfinished"))
+
+
+# ---- time ----------------------------------------------------------------------------------------------------
+
+
+def seconds_to_compare(root: Path, seeds: int, *options: str) -> float:
+    rng = np.random.default_rng(0)
+    for algo, end in (("pg", 380), ("npg", 470), ("trpo", 495)):
+        for seed in range(seeds):
+            write_run(root, algo, seed, returns=learning_curve(300, end + rng.normal(0, 12), rng))
+    start = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "rl_natgrad.compare", str(root), *options], check=True, capture_output=True
+    )
+    return time.perf_counter() - start
+
+
+def test_30_runs_of_300_updates_take_under_5_seconds(tmp_path):
+    assert seconds_to_compare(tmp_path, 10) < 5
+
+
+@pytest.mark.slow
+def test_300_runs_on_all_axes_take_under_30_seconds(tmp_path):
+    assert seconds_to_compare(tmp_path, 100, "x=steps,updates,seconds") < 30
