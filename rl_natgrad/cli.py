@@ -94,6 +94,8 @@ def parse(argv: Sequence[str]) -> Command:
     if "version" in flags:
         return Command("version", text=f"rl_natgrad {__version__}")
     _check_bare(words)
+    if "package" in flags and "cfg" not in flags:
+        raise ConfigError("-p goes with --cfg job; see --help")
     if "multirun" in flags:
         if "cfg" in flags:
             raise ConfigError("--cfg job prints one configuration; leave out -m")

@@ -137,8 +137,8 @@ def explain(error: Any) -> str:
     prefix, model = "", Config
     if len(path) > 1:
         section, inner, *_ = path
-        models = MODELS.get(section, {})
-        prefix, model = f"{section}.", models.get(inner) or Config.model_fields[section].annotation
+        models = MODELS.get(section, {"": Config.model_fields[section].annotation})
+        prefix, model = f"{section}.", models.get(inner) or next(iter(models.values()))
         path = path[2:] if inner in models else path[1:]
     key, field = f"{prefix}{path[0]}", path[0]
     if kind == "missing":
