@@ -146,8 +146,8 @@ def _not_an_option(name: str, value: str) -> str:
 def _key(word: str) -> str | None:
     """The key that a word means: itself, what other libraries call so, or the nearest."""
     keys = [*config.choices(), *leaves(config.load([]).model_dump(exclude_none=True))]
-    ours = ELSEWHERE.get(word) or [nearest(word, keys)]
-    return word if word in keys else next((key for key in ours if key in keys), ours[0])
+    ours = [word, *ELSEWHERE.get(word, [])]
+    return next((key for key in ours if key in keys), None) or (ours[1] if ours[1:] else nearest(word, keys))
 
 
 def _check_bare(words: list[str]) -> None:
