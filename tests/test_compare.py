@@ -291,7 +291,7 @@ def test_files_and_aggregates(two_algos, capsys):
     middle, low, high = (dict(line["rollout/return"]) for line in lines.values())
     assert min(middle) == 100 and max(middle) == 300 and middle[300] == 481
     assert middle[100] == 101 and (low[100], high[100]) == (100, 102)
-    assert dict(lines["iqm"]["compare/low"]) == low
+    assert dict(lines["iqm"]["rollout/return/low"]) == low
 
 
 def test_the_band_is_a_custom_chart(two_algos, capsys):
@@ -299,7 +299,11 @@ def test_the_band_is_a_custom_chart(two_algos, capsys):
     told = EventAccumulator(str(two_algos / "CartPole-v1" / "compare" / "pg" / "iqm")).Reload()
     page = Layout.FromString(told.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
     (series,) = page.category[0].chart[0].margin.series
-    assert (series.value, series.lower, series.upper) == ("compare/iqm", "compare/low", "compare/high")
+    assert (series.value, series.lower, series.upper) == (
+        "rollout/return/iqm",
+        "rollout/return/low",
+        "rollout/return/high",
+    )
 
 
 def test_a_second_call_neither_counts_nor_keeps_the_first(two_algos, capsys):

@@ -34,7 +34,7 @@ def write(comparisons: Sequence[Comparison], metric: str, out: Path) -> list[Pat
         for name, line in lines.items():
             tags = {metric: line}
             if name == "iqm" and low is not None:
-                tags |= {f"compare/{each}": values for each, values in lines.items()}
+                tags |= {f"{metric}/{each}": values for each, values in lines.items()}
             _write_run(folder / name, metric, grid, tags)
     return list(folders)
 
@@ -42,8 +42,8 @@ def write(comparisons: Sequence[Comparison], metric: str, out: Path) -> list[Pat
 def _write_run(path: Path, metric: str, grid: Array, tags: dict[str, Array]) -> None:
     path.mkdir(parents=True, exist_ok=True)
     events = EventFile(path)
-    if "compare/low" in tags:
-        bands = {f"{metric}: IQM and 95 % interval": ["compare/iqm", "compare/low", "compare/high"]}
+    if len(tags) > 1:
+        bands = {f"{metric}: IQM and 95 % interval": [f"{metric}/{each}" for each in ("iqm", "low", "high")]}
         events.summary(layout("compare", {}, bands))
     for index, step in enumerate(grid):
         events.scalars({tag: float(line[index]) for tag, line in tags.items()}, round(float(step)))

@@ -11,7 +11,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -86,13 +86,20 @@ def _crc_entry(byte: int) -> int:
 _CRC_TABLE = tuple(_crc_entry(byte) for byte in range(256))
 
 
-def hparams_start(values: Mapping[str, bool | float | str], metrics: Sequence[str]) -> list[Summary]:
-    """What the HPARAMS page needs when a run begins: the experiment (its columns) and this run's values."""
+def hparams_start(
+    values: Mapping[str, bool | float | str], metrics: Sequence[str], first: Collection[str] = ()
+) -> list[Summary]:
+    """What the HPARAMS page needs when a run begins: the experiment (its columns) and this run's values.
+
+    The page shows five columns until told otherwise, those said to differ before others: `first`.
+    """
     types = {bool: api_pb2.DATA_TYPE_BOOL, str: api_pb2.DATA_TYPE_STRING}
     experiment = api_pb2.Experiment(
         time_created_secs=time.time(),
         hparam_infos=[
-            api_pb2.HParamInfo(name=key, type=types.get(type(value), api_pb2.DATA_TYPE_FLOAT64))
+            api_pb2.HParamInfo(
+                name=key, type=types.get(type(value), api_pb2.DATA_TYPE_FLOAT64), differs=key in first
+            )
             for key, value in values.items()
         ],
         metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in metrics],

@@ -54,7 +54,9 @@ class Logger:
 
     def hparams(self, config: Mapping, overrides: Sequence[str] = ()) -> None:
         """What the HPARAMS page shows of this run: algorithm, environment, and what was overridden."""
-        for summary in events.hparams_start(hparams(config, overrides), ["eval/return", "rollout/return"]):
+        values = hparams(config, overrides)
+        first = {"algo", "env", *(_key(override) for override in overrides)} - {"seed"}
+        for summary in events.hparams_start(values, ["eval/return", "rollout/return"], first):
             self._events.summary(summary)
 
     def close(self, outcome: str | None = None) -> None:
@@ -67,7 +69,7 @@ class Logger:
 
 def hparams(config: Mapping, overrides: Sequence[str] = ()) -> dict[str, bool | float | str]:
     """Algorithm, environment, the usual suspects and the overridden keys of `config`, as scalars."""
-    keys = [*USUAL, *(override.split("=", 1)[0].lstrip("+") for override in overrides)]
+    keys = [*USUAL, *(_key(override) for override in overrides)]
     found = {"algo": config["algo"]["name"], "env": config["env"]["id"]}
     for key in dict.fromkeys(keys):
         value: object = config
@@ -92,6 +94,11 @@ def cut(path: str | Path, update: int) -> None:
             seen.add(row["update"])
             kept.append(json.dumps(row) + "\n")
     write_atomically(Path(path) / METRICS, "".join(kept).encode())
+
+
+def _key(override: str) -> str:
+    """algo.delta of algo.delta=0.02."""
+    return override.split("=", 1)[0].lstrip("+")
 
 
 def _plain(value: float) -> float | int:
