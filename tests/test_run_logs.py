@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import (
+    EventAccumulator as PluginEventAccumulator,
+)
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.metadata import (
@@ -152,6 +155,8 @@ def test_resume_purges_what_is_written_again(run):
         resumed.write({"a/b": update + 0.5}, update * 10, update)
     expected = [(10, 1.0), (20, 2.0), (30, 3.0), (40, 4.5), (50, 5.5), (60, 6.5)]
     assert scalars(read_back(run), "a/b") == expected
+    served = PluginEventAccumulator(str(run), tensor_size_guidance={"scalars": 0}).Reload()  # as --load_fast=false
+    assert [(event.step, event.tensor_proto.float_val[0]) for event in served.Tensors("a/b")] == expected
 
 
 def test_hparams_stand_in_the_run_itself(run):

@@ -40,9 +40,9 @@ class EventFile:
             except FileExistsError:
                 continue
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        if purge_step is not None:
+        if purge_step is not None or number == 0:  # some readers purge only at the second START they meet
             start = SessionLog(status=SessionLog.START)
-            self._write(Event(wall_time=time.time(), step=purge_step, session_log=start))
+            self._write(Event(wall_time=time.time(), step=purge_step or 0, session_log=start))
 
     def scalars(self, values: Mapping[str, float], step: int, wall_time: float | None = None) -> None:
         """One point at `step` for every tag."""
