@@ -1,0 +1,194 @@
+import numpy as np
+import pytest
+import torch
+from oracles import randn, reference_forward, rng
+from torch import nn
+
+from rl_natgrad.optim.fisher import GaussNewton
+from rl_natgrad.policy.networks import MLP, ModuleNetwork, WithFree, cnn
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def small_cnn() -> ModuleNetwork:
+    net = cnn((2, 8, 8), 3, last_gain=0.01, channels=(3, 4), kernels=(3, 3), strides=(2, 1), hidden=5)
+    net.module.double()
+    return net
+
+
+def module_mlp() -> ModuleNetwork:
+    return ModuleNetwork(nn.Sequential(nn.Linear(3, 4), nn.SiLU(), nn.Linear(4, 2)), lambda module, g: None)
+
+
+MLPS = {
+    "tanh": MLP((3, 5, 4, 2)),
+    "relu": MLP((3, 5, 4, 2), "relu"),
+    "linear": MLP((3, 2)),
+    "one hidden": MLP((3, 6, 1)),
+    "wide input": MLP((9, 4, 2)),
+    "free": WithFree(MLP((3, 5, 2)), 2, -0.5),
+    "free, relu": WithFree(MLP((3, 5, 2), "relu"), 3, 0.0),
+}
+MODULES = {"module": module_mlp, "cnn": small_cnn, "free cnn": lambda: WithFree(small_cnn(), 2, 0.0)}
+NETWORKS = {name: lambda net=net: net for name, net in MLPS.items()} | MODULES
+each_network = pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
+
+
+def inputs(net, N: int = 7) -> torch.Tensor:
+    body = net.net if isinstance(net, WithFree) else net
+    if isinstance(body, MLP):
+        return randn(1, N, body.sizes[0])
+    if isinstance(body.module[0], nn.Linear):
+        return randn(1, N, 3)
+    return torch.randint(0, 256, (N, 2, 8, 8), dtype=torch.uint8, generator=rng(1))
+
+
+def oracle(net, theta, x):
+    """The outputs by torch's own layers, in a form that torch.func can differentiate."""
+    body = net.net if isinstance(net, WithFree) else net
+    if isinstance(body, MLP):
+        return reference_forward(net, theta, x)
+    if isinstance(net, WithFree):
+        return torch.cat([oracle(body, theta[: -net.n], x), theta[-net.n :].expand(len(x), net.n)], 1)
+    named, start = {}, 0
+    for name, p in body.module.named_parameters():
+        named[name] = theta[start : start + p.numel()].reshape(p.shape)
+        start += p.numel()
+    assert start == net.size
+    return torch.func.functional_call(body.module, named, (x,))
+
+
+@each_network
+def test_linearization_equals_torch_func(make):
+    net = make()
+    theta, x = 0.8 * randn(0, net.size), inputs(net)
+    def f(t):
+        return oracle(net, t, x)
+
+    lin, v = net.linearize(theta, x), randn(2, net.size)
+    z, Jv = torch.func.jvp(f, (theta,), (v,))
+    u = randn(3, *z.shape)
+    J = torch.func.jacrev(f)(theta)
+    assert lin.size == net.size == len(theta)
+    for mine, theirs in (
+        (lin.z, z), (lin.jvp(v), Jv), (lin.vjp(u), torch.func.vjp(f, theta)[1](u)[0]), (lin.jacobian(), J),
+        (net.forward(theta, x), z),
+    ):  # fmt: skip
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+    # And it can be asked again, in any order: the graph is kept.
+    torch.testing.assert_close(lin.jvp(-2 * v), -2 * Jv, rtol=1e-10, atol=1e-10)
+
+
+@each_network
+def test_forward_is_differentiable_in_theta(make):
+    net = make()
+    theta, x, u = (0.8 * randn(0, net.size)).requires_grad_(), inputs(net), None
+    grads = []
+    for f in (net.forward, lambda t, x: oracle(net, t, x)):
+        z = f(theta, x)
+        u = randn(3, *z.shape) if u is None else u
+        grads.append(torch.autograd.grad((z * u).sum(), theta)[0])
+    torch.testing.assert_close(*grads, rtol=1e-10, atol=1e-10)
+
+
+@each_network
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_forward_without_gradient_equals_the_linearizations_outputs_bit_for_bit(make, dtype):
+    # So the ratio at θ_old is exactly 1, and the KL exactly 0.
+    torch.set_default_dtype(dtype)
+    net = make()
+    if hasattr(getattr(net, "net", net), "module"):
+        getattr(net, "net", net).module.to(dtype)
+    theta, x = 0.8 * randn(0, net.size), inputs(net, 65)
+    before = x.clone()
+    z = net.linearize(theta, x).z
+    with torch.no_grad():
+        assert torch.equal(net.forward(theta, x), z)
+    assert not z.requires_grad
+    assert torch.equal(x, before)
+
+
+@each_network
+def test_compiled_forward_equals_forward_and_leaves_its_input_alone(make):
+    net = make()
+    theta, x = 0.8 * randn(0, net.size), inputs(net)
+    z, array = net.forward(theta, x).detach().numpy(), x.numpy()
+    before, f = array.copy(), net.compile(theta)
+    for _ in range(2):
+        np.testing.assert_allclose(f(array), z, rtol=1e-10, atol=1e-10)
+    assert (array == before).all()
+    assert f(array[:1]).shape == (1, z.shape[1])
+
+
+def test_many_samples_and_few_agree():
+    # The vector–Jacobian product takes another route where a layer narrows.
+    net, v = MLP((12, 3, 8, 2)), randn(5, 2)
+    theta, x = randn(0, net.size), randn(1, 500, 12)
+    whole = net.linearize(theta, x).vjp(v.expand(500, 2).contiguous())
+    parts = sum(net.linearize(theta, part).vjp(v.expand(len(part), 2).contiguous()) for part in x.split(50))
+    torch.testing.assert_close(whole, parts)
+
+
+@pytest.mark.parametrize("size", [MLP((3, 5, 2)), WithFree(MLP((3, 5, 2)), 2, 0.0)], ids=["mlp", "free"])
+def test_size_counts_every_parameter(size):
+    assert size.size == 4 * 5 + 6 * 2 + (2 if isinstance(size, WithFree) else 0)
+
+
+def test_mlp_starts_orthogonal_with_its_gains_and_no_bias():
+    net = MLP((6, 8, 8, 3), last_gain=0.01)
+    layers = net.layers(net.init(rng(0)))
+    for (W, b), gain in zip(layers, (2**0.5, 2**0.5, 0.01), strict=True):
+        gram = W.T @ W if len(W) >= W.shape[1] else W @ W.T
+        torch.testing.assert_close(gram, gain**2 * torch.eye(len(gram)), rtol=1e-5, atol=1e-8)
+        assert not b.any()
+
+
+def test_cnn_starts_orthogonal_with_its_gains_and_no_bias():
+    net = small_cnn()
+    net.init(rng(0))
+    parameters = list(net.module.parameters())
+    weights = [p.detach().flatten(1) for p in parameters if p.dim() > 1]
+    assert len(weights) == 4
+    for W, gain in zip(weights, (2**0.5, 2**0.5, 2**0.5, 0.01), strict=True):
+        gram = W.T @ W if len(W) >= W.shape[1] else W @ W.T
+        torch.testing.assert_close(gram, gain**2 * torch.eye(len(gram)), rtol=1e-5, atol=1e-8)
+    assert not any(p.any() for p in parameters if p.dim() == 1)
+
+
+@each_network
+def test_same_generator_same_start(make):
+    net = make()
+    a, b, c = (net.init(rng(seed)).clone() for seed in (0, 0, 1))
+    assert a.shape == (net.size,)
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c) or isinstance(net, ModuleNetwork)
+
+
+def test_free_outputs_start_where_they_are_told_and_ignore_the_state():
+    net = WithFree(MLP((3, 4, 2)), 2, -0.7)
+    z = net.forward(net.init(rng(0)), randn(0, 5, 3))
+    assert (z[:, 2:] == torch.tensor(-0.7)).all()
+
+
+def test_images_are_scaled_to_one():
+    net = small_cnn()
+    theta = randn(0, net.size)
+    x = torch.full((1, 2, 8, 8), 255, dtype=torch.uint8)
+    body = nn.Sequential(*list(net.module[0])[1:], *list(net.module)[1:])
+    named = dict(zip((n for n, _ in body.named_parameters()), _split(net, theta), strict=True))
+    expected = torch.func.functional_call(body, named, (torch.ones(1, 2, 8, 8),))
+    torch.testing.assert_close(net.forward(theta, x), expected)
+
+
+def _split(net, theta):
+    sizes = [p.numel() for p in net.module.parameters()]
+    return [part.view(p.shape) for part, p in zip(theta.split(sizes), net.module.parameters(), strict=True)]
+
+
+def test_gauss_newton_works_on_any_network():
+    net = small_cnn()
+    x, theta = inputs(net), 0.5 * randn(0, net.size)
+    lin = net.linearize(theta, x)
+    F = GaussNewton(lin, lambda v: 2 * v, lambda: 2**0.5 * torch.eye(3).expand(7, 3, 3))
+    v = randn(4, net.size)
+    torch.testing.assert_close(F.mv(v), F.dense() @ v)

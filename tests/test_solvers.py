@@ -1,0 +1,246 @@
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from oracles import HEADS, DenseFisher, make_problem, krylov_minimiser, randn, spectrum
+
+from rl_natgrad.optim.solvers import SOLVERS, TooLarge, cg, cholesky, identity, pinv, woodbury
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+P = 12
+SPECTRA = {
+    "well conditioned": [1 + k / P for k in range(P)],
+    "ill conditioned": [10.0 ** (-k / 2) for k in range(P)],  # condition number 3e5
+    "rank deficient": [3.0, 2.0, 1.0, 0.5] + [0.0] * (P - 4),
+    "tiny": [1e-9 * (1 + k) for k in range(P)],  # a nearly deterministic policy
+}
+DAMPED = {
+    "cg": partial(cg, max_iter=400, tol=1e-13),
+    "cholesky": partial(cholesky, max_gib=1),
+    "woodbury": partial(woodbury, max_gib=1),
+}
+ALL = {
+    "identity": identity,
+    "pinv": partial(pinv, rtol=1e-9, max_gib=1),
+    **{name: partial(f, damping=0.01) for name, f in DAMPED.items()},
+}
+each_spectrum = pytest.mark.parametrize("name", SPECTRA)
+
+
+def damped_oracle(A, b, damping):
+    """(A + λI)⁻¹ b by numpy's dense solver, λ = damping · bᵀAb / bᵀb."""
+    A, b = A.numpy(), b.numpy()
+    lam = damping * (b @ A @ b) / (b @ b)
+    return torch.from_numpy(np.linalg.solve(A + lam * np.eye(len(b)), b)), lam
+
+
+@each_spectrum
+@pytest.mark.parametrize("solver", DAMPED)
+@pytest.mark.parametrize("damping", [1e-3, 0.1, 10.0])
+def test_damped_solvers_equal_a_dense_solve(solver, name, damping):
+    F, b = spectrum(SPECTRA[name]), randn(1, P)
+    before = b.clone()
+    s = DAMPED[solver](F, b, damping=damping)
+    x, lam = damped_oracle(F.A, b, damping)
+    assert s.ok
+    assert (s.x - x).norm() < 1e-7 * x.norm()
+    true = float((F.A @ s.x + lam * s.x - b).norm() / b.norm())
+    assert true < 1e-7 and abs(s.residual - true) < 1e-7
+    assert torch.equal(b, before)
+
+
+@pytest.mark.parametrize("name", ["well conditioned", "ill conditioned", "tiny"])
+@pytest.mark.parametrize("solver", ["cg", "cholesky"])
+def test_undamped_solvers_equal_a_dense_solve(solver, name):
+    F, b = spectrum(SPECTRA[name]), randn(1, P)
+    s, x = DAMPED[solver](F, b, damping=0.0), torch.linalg.solve(F.A, b)
+    assert s.ok
+    assert (s.x - x).norm() < 1e-6 * x.norm()
+
+
+@each_spectrum
+def test_pinv_equals_the_pseudoinverse(name):
+    F, b = spectrum(SPECTRA[name]), randn(1, P)
+    s, x = pinv(F, b, rtol=1e-9, max_gib=1), torch.linalg.pinv(F.A, rtol=1e-9, hermitian=True) @ b
+    assert s.ok
+    assert (s.x - x).norm() < 1e-6 * x.norm()
+
+
+def test_pinv_drops_eigenvalues_under_rtol():
+    F = DenseFisher(torch.diag(torch.tensor([1.0, 1e-3, 1e-5])))
+    s = pinv(F, torch.ones(3), rtol=1e-4, max_gib=1)
+    torch.testing.assert_close(s.x, torch.tensor([1.0, 1e3, 0.0]))
+    assert s.residual == pytest.approx(1 / 3**0.5)
+
+
+def test_cg_on_a_consistent_rank_deficient_system_finds_the_least_norm_solution():
+    F = spectrum(SPECTRA["rank deficient"])
+    b = F.A @ randn(2, P)
+    s = cg(F, b, damping=0.0, max_iter=4, tol=1e-12)
+    x = torch.linalg.pinv(F.A, rtol=1e-9, hermitian=True) @ b
+    assert s.ok
+    assert (s.x - x).norm() < 1e-8 * x.norm()
+
+
+@each_spectrum
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_zero_right_side_gives_zero(solver, name):
+    s = ALL[solver](spectrum(SPECTRA[name]), torch.zeros(P))
+    assert s.ok
+    assert not s.x.any()
+    assert s.residual == 0 and s.iterations == 0
+
+
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if name != "identity"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_an_operator_that_is_not_finite_is_reported(solver, bad):
+    F = spectrum(SPECTRA["well conditioned"])
+    A, R = F.A.clone(), F.R.clone()
+    A[3, 3] = bad
+    R[3, 3] = bad
+    assert not ALL[solver](DenseFisher(A, R), randn(1, P)).ok
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_right_side_that_is_not_finite_is_reported(solver, bad):
+    b = randn(1, P)
+    b[2] = bad
+    assert not ALL[solver](spectrum(SPECTRA["well conditioned"]), b).ok
+
+
+@pytest.mark.parametrize("solver", ["cg", "cholesky"])
+def test_an_indefinite_operator_is_reported(solver):
+    F = spectrum([-1.0] + [1.0] * (P - 1))
+    assert not ALL[solver](F, randn(1, P)).ok
+
+
+def test_identity_is_the_plain_gradient():
+    b = randn(1, P)
+    assert torch.equal(identity(spectrum(SPECTRA["well conditioned"]), b).x, b)
+
+
+# --- damping ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", DAMPED)
+@pytest.mark.parametrize("factor", [1e-6, 1e3])
+def test_damping_has_no_unit(solver, factor):
+    # F a million times smaller, the same direction: an absolute damping would swamp it.
+    F, b = spectrum(SPECTRA["well conditioned"]), randn(1, P)
+    small = DenseFisher(factor * F.A, factor**0.5 * F.R)
+    x, y = (DAMPED[solver](G, b, damping=0.1).x for G in (F, small))
+    assert (factor * y - x).norm() < 1e-8 * x.norm()
+
+
+@pytest.mark.parametrize("solver", DAMPED)
+def test_damping_by_hand(solver):
+    # bᵀFb / bᵀb = (1 + 3)/2 = 2, so damping 1/2 is λ = 1 and x = (1/2, 1/4).
+    F = DenseFisher(torch.diag(torch.tensor([1.0, 3.0])), torch.diag(torch.tensor([1.0, 3.0**0.5])))
+    torch.testing.assert_close(DAMPED[solver](F, torch.ones(2), damping=0.5).x, torch.tensor([0.5, 0.25]))
+
+
+# --- conjugate gradient -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["well conditioned", "ill conditioned", "tiny"])
+def test_cg_error_falls_in_the_A_norm(name):
+    F, b = spectrum(SPECTRA[name]), randn(1, P)
+    exact = torch.linalg.solve(F.A, b)
+    steps = [cg(F, b, damping=0.0, max_iter=k, tol=0.0) for k in range(1, P + 1)]
+    errors = [float(e @ F.A @ e) for e in (-exact, *(s.x - exact for s in steps))]
+    assert [s.iterations for s in steps] == list(range(1, P + 1))
+    assert all(new < old or new < 1e-14 * errors[0] for old, new in pairwise(errors))
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 10])
+def test_cg_iterates_are_the_minimisers_over_their_krylov_spaces(k):
+    # Aliased buffers (p = r) still converge after a fashion; they are not these points.
+    F, b = spectrum([10.0 ** (-i / 20) for i in range(60)]), randn(1, 60)
+    mine, theirs = cg(F, b, damping=0.0, max_iter=k, tol=0.0), krylov_minimiser(F.A.numpy(), b.numpy(), k)
+    residual, expected = (float((F.A @ x - b).norm() / b.norm()) for x in (mine.x, torch.from_numpy(theirs)))
+    assert abs(residual - expected) < 1e-10
+    assert abs(mine.residual - expected) < 1e-10
+    assert (mine.x - torch.from_numpy(theirs)).norm() < 1e-9 * np.linalg.norm(theirs)
+
+
+def test_cg_stops_at_its_tolerance_and_not_before():
+    F, b = spectrum([10.0 ** (-i / 20) for i in range(60)]), randn(1, 60)
+    s = cg(F, b, damping=0.0, max_iter=60, tol=1e-3)
+    before = cg(F, b, damping=0.0, max_iter=s.iterations - 1, tol=1e-3)
+    assert s.residual <= 1e-3 < before.residual
+    assert 1 < s.iterations < 60
+
+
+def test_cg_uses_one_product_per_iteration_and_no_random_numbers():
+    calls = []
+
+    class Counting(DenseFisher):
+        def mv(self, v):
+            calls.append(1)
+            return super().mv(v)
+
+    state = torch.get_rng_state()
+    cg(Counting(spectrum(SPECTRA["ill conditioned"]).A), randn(1, P), damping=0.1, max_iter=7, tol=0.0)
+    assert len(calls) == 7
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# --- dense solvers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cholesky", "pinv", "woodbury"])
+def test_dense_solvers_refuse_a_matrix_that_would_not_fit(name):
+    F, b = spectrum(SPECTRA["well conditioned"]), randn(1, P)
+    gib, solver = P * P * 8 / 2**30, ALL[name].func
+    options = {"rtol": 1e-6} if name == "pinv" else {"damping": 0.1}
+    assert solver(F, b, max_gib=gib * 1.01, **options).ok
+    with pytest.raises(TooLarge, match=r"12 × 12.*GiB.*max_gib.*solver=cg"):
+        solver(F, b, max_gib=gib * 0.99, **options)
+
+
+def test_the_refusal_says_how_large_the_matrix_would_be():
+    class Huge(DenseFisher):
+        def shape(self):
+            return 200_000, 50_000
+
+    with pytest.raises(TooLarge, match=r"50,000 × 50,000, 18\.6 GiB"):
+        cholesky(Huge(torch.eye(1)), torch.empty(50_000), damping=0.1, max_gib=2)
+    with pytest.raises(TooLarge, match=r"200,000 × 200,000, 298\.0 GiB"):
+        woodbury(Huge(torch.eye(1)), torch.empty(50_000), damping=0.1, max_gib=2)
+
+
+def test_woodbury_without_rows_or_damping_does_not_pretend():
+    F, b = spectrum(SPECTRA["rank deficient"]), randn(1, P)
+    with pytest.raises(ValueError, match="gauss_newton or empirical"):
+        woodbury(DenseFisher(F.A), b, damping=0.1, max_gib=1)
+    assert not woodbury(F, b, damping=0.0, max_gib=1).ok
+
+
+# --- on a real Fisher -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fisher_name", ["gauss_newton", "kl_hessian", "empirical"])
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize("solver", DAMPED)
+def test_every_solver_works_on_every_fisher_of_every_head(solver, head, fisher_name):
+    if solver == "woodbury" and fisher_name == "kl_hessian":
+        return
+    problem = make_problem(head, fisher_name=fisher_name)
+    F, b = problem.fisher(), -problem.grad()
+    x, _ = damped_oracle(torch.stack([F.mv(e) for e in torch.eye(len(b))]), b, 0.1)
+    s = DAMPED[solver](F, b, damping=0.1)
+    assert s.ok
+    assert (s.x - x).norm() < 1e-7 * x.norm()
+
+
+@pytest.mark.parametrize("solver", DAMPED)
+def test_a_float32_problem_gets_a_float32_answer(solver):
+    F, b = spectrum(SPECTRA["well conditioned"]), randn(1, P)
+    s = DAMPED[solver](DenseFisher(F.A.float(), F.R.float()), b.float(), damping=0.1)
+    assert s.x.dtype == torch.float32
+    x, _ = damped_oracle(F.A, b, 0.1)
+    assert (s.x - x).norm() < 1e-5 * x.norm()
