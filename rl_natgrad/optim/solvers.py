@@ -5,6 +5,7 @@ unit, means the same for a policy whose Fisher is 1e-4 and one whose Fisher is 1
 (Fb is the first product of CG anyway).  An absolute λ swamps the small Fisher of a discrete policy.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +71,8 @@ def cholesky(F: Fisher, b: Tensor, *, damping: float, max_gib: float) -> Solutio
     """
     P = b.numel()
     _refuse(P, P, max_gib, "cholesky", "the Fisher matrix")
+    if not bool(b.any()):  # then λ is 0 too, and a singular F has no factor
+        return Solution(b.clone(), 0, 0.0, True)
     A = F.dense().double()
     A.diagonal().add_(_lam(F, b, damping))
     L, info = torch.linalg.cholesky_ex(A)
@@ -90,14 +93,15 @@ def woodbury(F: Fisher, b: Tensor, *, damping: float, max_gib: float) -> Solutio
     if M is None:
         raise ValueError("solver=woodbury needs a Fisher with rows: use fisher=gauss_newton or empirical")
     _refuse(M, max(M, P), max_gib, "woodbury", "its sample-space matrix")
+    if not bool(b.any()):
+        return Solution(b.clone(), 0, 0.0, True)
     R, lam, c = F.rows().double(), _lam(F, b, damping), b.double()
     G = R @ R.T
     G.diagonal().add_(lam)
     L, info = torch.linalg.cholesky_ex(G)
     y = torch.cholesky_solve((R @ c).unsqueeze(-1), L).squeeze(-1)
-    x = (c - R.T @ y) / lam if lam > 0 else torch.zeros_like(c)  # λ is 0 only where b is 0 or Fb is 0
-    ok = int(info) == 0 and (lam > 0 or not bool(b.any()))
-    return _solution(x, R.T @ (R @ x) + lam * x, b, ok=ok)
+    x = (c - R.T @ y) / lam if lam > 0 else torch.zeros_like(c)  # λ is 0 where Fb is
+    return _solution(x, R.T @ (R @ x) + lam * x, b, ok=int(info) == 0 and lam > 0)
 
 
 def pinv(F: Fisher, b: Tensor, *, rtol: float, max_gib: float) -> Solution:
@@ -131,7 +135,7 @@ def _lam(F: Fisher, b: Tensor, damping: float) -> float:
 def _solution(x: Tensor, Ax: Tensor, b: Tensor, *, ok: bool) -> Solution:
     norm = float(b.norm())
     residual = float((Ax - b).norm()) / norm if norm > 0 else 0.0
-    return Solution(x.to(b.dtype), 0, residual, ok and _finite(x))
+    return Solution(x.to(b.dtype), 0, residual, ok and _finite(x) and math.isfinite(residual))
 
 
 def _refuse(rows: int, columns: int, max_gib: float, solver: str, what: str) -> None:
