@@ -30,10 +30,12 @@ def write(comparisons: Sequence[Comparison], metric: str, out: Path) -> list[Pat
     write_json(out / MARK, {"aggregates": [folder.relative_to(out).as_posix() for folder in folders]})
     for folder, group in folders.items():
         grid, middle, low, high = band(group.runs, "steps")
-        lines = {"iqm": middle} if low is None else {"iqm": middle, "low": low, "high": high}
+        lines = {"iqm": middle}
+        if low is not None and high is not None:
+            lines |= {"low": low, "high": high}
         for name, line in lines.items():
             tags = {metric: line}
-            if name == "iqm" and low is not None:
+            if name == "iqm" and "low" in lines:
                 tags |= {f"{metric}/{each}": values for each, values in lines.items()}
             _write_run(folder / name, metric, grid, tags)
     return list(folders)

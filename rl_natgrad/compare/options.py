@@ -6,6 +6,7 @@ import difflib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 AXES = {"steps": "environment steps", "updates": "policy updates", "seconds": "seconds of training"}
 
@@ -56,7 +57,8 @@ def parse(argv: list[str]) -> Options:
 
     Raises:  CompareError with one line.
     """
-    folders, given = [], {}
+    folders: list[Path] = []
+    given: dict[str, Any] = {}
     for word in argv:
         key, equals, value = word.partition("=")
         if not equals or Path(word).is_dir():

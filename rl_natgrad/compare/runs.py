@@ -99,7 +99,7 @@ def _curve(rows: Iterable[Mapping], metric: str) -> tuple[dict[str, Array], Arra
 
 def _flat(config: Mapping, prefix: str = "") -> dict[str, object]:
     """{"algo": {"delta": 0.01}} as {"algo.delta": 0.01}; lists as JSON."""
-    flat = {}
+    flat: dict[str, object] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}.")

@@ -45,7 +45,7 @@ class Logger:
         Raises:  OSError with errno and path.
         """
         said = {tag: float(value) for tag, value in row.items() if value is not None}
-        line = {"step": step, "update": update}
+        line: dict[str, float | int | None] = {"step": step, "update": update}
         line |= {tag: _plain(value) if math.isfinite(value) else None for tag, value in said.items()}
         with naming(self._metrics):
             self._file.write(json.dumps(line) + "\n")

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 LINE_SECONDS, LINE_SHARE = 10.0, 0.1  # off a terminal: a line after so many seconds or this share of the run
 REFRESH_SECONDS = 0.1  # on a terminal; nothing runs between updates, so no thread disturbs training
@@ -27,7 +27,7 @@ class Progress:
         self._total, self._first = total_steps, first_step
         self._start = self._last_time = time.monotonic()
         self._last_step = first_step
-        self._bar = None
+        self._bar: Any = None  # rich's own Progress, imported with the first bar
 
     def __enter__(self) -> Progress:
         return self
