@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from rl_natgrad.algos.critic import AdamCritic, NoCritic
+from rl_natgrad.algos.critic import AdamFit, Critic, LBFGSFit, NoCritic, TrustRegionFit
 from rl_natgrad.algos.npg import npg
 from rl_natgrad.algos.pg import PG
 from rl_natgrad.algos.problem import Problem, Update
@@ -40,12 +40,14 @@ def build_critic(cfg: Config, obs_space: spaces.Box):
     """V(s): a network of the policy's kind with one output, and how it is fitted."""
     if cfg.critic is None or cfg.critic.name == "none":
         return NoCritic()
-    options = cfg.critic.model_dump(exclude={"name", "hidden", "activation"})
     net = _network(cfg, obs_space, 1, last_gain=1.0, critic=True)
-    return AdamCritic(
-        net, _theta(cfg, net, "critic"), generator(cfg.seed, "minibatches"),
-        normalize=cfg.env.normalize_return, **options,
-    )  # fmt: skip
+    theta = _theta(cfg, net, "critic")
+    options = cfg.critic.model_dump(exclude={"name", "hidden", "activation"})
+    if cfg.critic.name == "adam":
+        regress = AdamFit(theta, generator(cfg.seed, "minibatches"), **options)
+    else:
+        regress = {"lbfgs": LBFGSFit, "trust_region": TrustRegionFit}[cfg.critic.name](**options)
+    return Critic(net, theta, regress, cfg.env.normalize_return)
 
 
 def build_learner(cfg: Config, policy: Policy) -> Learner:

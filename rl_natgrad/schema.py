@@ -184,6 +184,24 @@ class CriticAdam(Section):
     minibatch: Count
 
 
+class CriticLbfgs(Section):
+    name: Literal["lbfgs"]
+    hidden: Sizes
+    activation: Activation
+    max_iter: Count
+    history: Count
+
+
+class CriticTrustRegion(Section):
+    name: Literal["trust_region"]
+    hidden: Sizes
+    activation: Activation
+    delta: Positive | None
+    damping: NonNegative
+    max_iter: Count
+    steps: Count
+
+
 class NoCritic(Section):
     name: Literal["none"]
 
@@ -231,7 +249,7 @@ class Config(Section):
         None, discriminator="name")
     solver: Identity | Cg | Cholesky | Woodbury | Pinv | None = Field(None, discriminator="name")
     fisher: Fisher | None = None
-    critic: CriticAdam | NoCritic | None = Field(None, discriminator="name")
+    critic: CriticAdam | CriticLbfgs | CriticTrustRegion | NoCritic | None = Field(None, discriminator="name")
     policy: Mlp | Cnn = Field(discriminator="name")
     env: Env
     eval: Eval

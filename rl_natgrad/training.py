@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from rl_natgrad import build
-from rl_natgrad.algos.critic import NoCritic
 from rl_natgrad.algos.problem import Batch, Problem
 from rl_natgrad.config import Config
 from rl_natgrad.policy.policy import as_tensor
@@ -141,7 +140,7 @@ class Training:
             "returns": list(self.returns),
             "policy": {"theta": self.policy.theta},
             "observe": self.policy.observe.state() if hasattr(self.policy.observe, "state") else {},
-            "critic": {} if isinstance(self.critic, NoCritic) else self.critic.state(),
+            "critic": self.critic.state(),
             "learner": self.learner.state() if hasattr(self.learner, "state") else {},
             "collector": self.collector.state(),
             "envs": self.envs.snapshot() if self.envs.restorable else {},

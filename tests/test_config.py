@@ -19,7 +19,7 @@ GROUPS = {  # written down again, so that a file or a name that goes missing is 
     "solver": ["cg", "cholesky", "identity", "pinv", "woodbury"],
     "fisher": ["empirical", "gauss_newton", "kl_hessian"],
     "policy": ["cnn", "mlp"],
-    "critic": ["adam", "none"],
+    "critic": ["adam", "lbfgs", "none", "trust_region"],
 }
 TAKES = {
     "reinforce": ["optimizer"],

@@ -1,6 +1,7 @@
-"""State values V(s), regressed on returns."""
+"""State values V(s), regressed on returns: one critic, several ways to fit it."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from rl_natgrad.algos.problem import Batch
 from rl_natgrad.optim.first_order import load_optimizer_state, optimizer_state
-from rl_natgrad.optim.fisher import Linearization
+from rl_natgrad.optim.fisher import GaussNewton, Linearization
+from rl_natgrad.optim.solvers import cg
+from rl_natgrad.optim.steps import backtrack, kl_constrained_step
 
 
 class Network(Protocol):
@@ -18,6 +21,16 @@ class Network(Protocol):
 
     def forward(self, theta: Tensor, x: Tensor) -> Tensor: ...
     def linearize(self, theta: Tensor, x: Tensor) -> Linearization: ...
+
+
+class Fit(Protocol):
+    """One update's regression. Lowers E[(f(θ, x) − target)²]; target (N, 1)."""
+
+    def __call__(self, net: Network, theta: Tensor, x: Tensor, target: Tensor) -> Tensor:
+        """The new θ (P,)."""
+
+    def state(self) -> dict[str, Any]: ...
+    def load(self, state: dict[str, Any]) -> None: ...
 
 
 class NoCritic:
@@ -29,69 +42,160 @@ class NoCritic:
     def fit(self, batch: Batch) -> dict[str, float]:
         return {}
 
+    def state(self) -> dict[str, Any]:
+        return {}
 
-@dataclass
-class AdamCritic:
-    """Minibatch Adam on the squared error, `epochs` passes over the batch.
+    def load(self, state: dict[str, Any]) -> None:
+        pass
 
-    Args: net, theta: f and its parameters.  rng: of the minibatches' order.
-          normalize: f's targets are returns shifted and scaled by their running moments.
-    """
 
-    net: Network
-    theta: Tensor
-    rng: np.random.Generator
-    lr: float
-    epochs: int
-    minibatch: int
-    normalize: bool = True
+class Critic:
+    """V(s) = f(θ, s), in units of the returns' running mean and deviation where `normalize` is set."""
 
-    def __post_init__(self) -> None:
-        self.param = torch.nn.Parameter(self.theta.detach().clone())
-        self.optimizer = torch.optim.Adam([self.param], lr=self.lr, fused=True)
+    def __init__(self, net: Network, theta: Tensor, regress: Fit, normalize: bool = True):
+        self.net, self.theta, self.regress, self.normalize = net, theta, regress, normalize
         self.moments = np.zeros(3)  # of returns: count, mean, sum of squared deviations
 
     @torch.no_grad()
     def values(self, obs: Tensor) -> Tensor:
         """V(obs) (N,)."""
         mean, std = self._scale()
-        return self.net.forward(self.param, obs).squeeze(-1) * std + mean
+        return self.net.forward(self.theta, obs).squeeze(-1) * std + mean
 
     def fit(self, batch: Batch) -> dict[str, float]:
-        """Lowers E[(V(s) − ret)²]. Returns the error and explained variance from before the fit."""
+        """Regresses on the batch's returns. Returns error and explained variance from before the fit.
+
+        Where the new parameters are not finite the old ones stay, and critic/not_finite is logged.
+        """
         info = fit_info(self.values(batch.obs).double(), batch.ret)
-        if self.normalize:
-            self.moments = merge_moments(self.moments, batch.ret)
-        mean, std = self._scale()
-        target = ((batch.ret - mean) / std).to(self.param.dtype)
-        for _ in range(self.epochs):
-            order = torch.from_numpy(self.rng.permutation(len(target))).to(target.device)
-            for rows in order.split(self.minibatch):
-                lin = self.net.linearize(self.param, batch.obs[rows])
-                error = lin.z - target[rows].unsqueeze(-1)
-                self.param.grad = lin.vjp((2 / len(rows)) * error)
-                self.optimizer.step()
+        moments = merge_moments(self.moments, batch.ret) if self.normalize else self.moments
+        mean, std = _scale(moments)
+        target = ((batch.ret - mean) / std).to(self.theta.dtype).unsqueeze(-1)
+        if not bool(target.isfinite().all()):
+            return info | {"critic/not_finite": 1.0}
+        self.moments, self.theta = moments, self.regress(self.net, self.theta, batch.obs, target)
         return info
 
+    def _scale(self) -> tuple[float, float]:
+        return _scale(self.moments)
+
     def state(self) -> dict[str, Any]:
-        return {
-            "theta": self.param.detach(),
-            "moments": self.moments,
-            "optimizer": optimizer_state(self.optimizer, self.param),
-            "rng": self.rng.bit_generator.state,
-        }
+        return {"theta": self.theta, "moments": self.moments, "fit": self.regress.state()}
 
     def load(self, state: dict[str, Any]) -> None:
-        with torch.no_grad():
-            self.param.copy_(state["theta"])
+        self.theta = torch.as_tensor(state["theta"]).to(self.theta.device)
         self.moments = state["moments"].copy()
+        self.regress.load(state["fit"])
+
+
+class AdamFit:
+    """Minibatch Adam, `epochs` passes over the batch in an order that `rng` draws (Kingma & Ba 2015)."""
+
+    def __init__(self, theta: Tensor, rng: np.random.Generator, *, lr: float, epochs: int, minibatch: int):
+        self.rng, self.epochs, self.minibatch = rng, epochs, minibatch
+        self.param = torch.nn.Parameter(theta.detach().clone())
+        self.optimizer = torch.optim.Adam([self.param], lr=lr, fused=True)
+
+    def __call__(self, net: Network, theta: Tensor, x: Tensor, target: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.param.copy_(theta)
+        for _ in range(self.epochs):
+            order = torch.from_numpy(self.rng.permutation(len(x))).to(x.device)
+            x, target = x[order], target[order]
+            for xs, ts in zip(x.split(self.minibatch), target.split(self.minibatch), strict=True):
+                lin = net.linearize(self.param, xs)
+                self.param.grad = lin.vjp((lin.z - ts).mul_(2 / len(xs)))
+                self.optimizer.step()
+        return self.param.detach().clone()
+
+    def state(self) -> dict[str, Any]:
+        return {"optimizer": optimizer_state(self.optimizer, self.param), "rng": self.rng.bit_generator.state}
+
+    def load(self, state: dict[str, Any]) -> None:
         load_optimizer_state(self.optimizer, self.param, state["optimizer"])
         self.rng.bit_generator.state = state["rng"]
 
-    def _scale(self) -> tuple[float, float]:
-        count, mean, m2 = self.moments
-        std = (m2 / count) ** 0.5 if count else 0.0
-        return float(mean), float(std) if std > 1e-8 else 1.0
+
+class Stateless:
+    """A fit that remembers nothing from one update to the next."""
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        pass
+
+
+@dataclass
+class LBFGSFit(Stateless):
+    """`max_iter` iterations of L-BFGS on the whole batch, with a strong Wolfe line search (Nocedal 1980)."""
+
+    max_iter: int
+    history: int
+
+    def __call__(self, net: Network, theta: Tensor, x: Tensor, target: Tensor) -> Tensor:
+        param = torch.nn.Parameter(theta.detach().clone())
+        optimizer = torch.optim.LBFGS(
+            [param], max_iter=self.max_iter, history_size=self.history, line_search_fn="strong_wolfe"
+        )
+
+        def loss() -> Tensor:
+            lin = net.linearize(param, x)
+            error = lin.z - target
+            param.grad = lin.vjp(error * (2 / len(x)))
+            return (error * error).mean()
+
+        optimizer.step(loss)
+        return param.detach()
+
+
+@dataclass
+class TrustRegionFit(Stateless):
+    """The policy's own KL-constrained step, on V seen as the mean of a Gaussian of the fit's own error σ²:
+
+        lower E[(V − R)²] / 2σ²   subject to   E[(V − V_old)²] / 2σ² ≤ δ
+
+    Schulman et al. 2016 (GAE), section 5.  Differs: `steps` of them per batch, each with σ anew, and
+    where delta is null each is a plain Gauss–Newton step, backtracked until the error is lower.
+    """
+
+    delta: float | None
+    damping: float
+    max_iter: int
+    steps: int
+
+    def __call__(self, net: Network, theta: Tensor, x: Tensor, target: Tensor) -> Tensor:
+        for _ in range(self.steps):
+            lin = net.linearize(theta, x)
+            error = lin.z - target
+            precision = 1 / float((error * error).mean().clamp(min=1e-12))
+            fisher = GaussNewton(lin, partial(torch.mul, precision), root=lambda: lin.z.new_ones(*lin.z.shape, 1))
+
+            @torch.no_grad()
+            def evaluate(theta, lin=lin, precision=precision):
+                z = net.forward(theta, x)
+                loss, moved = ((z - target) ** 2).mean(), ((z - lin.z) ** 2).mean()
+                return float(loss) * precision / 2, float(moved) * precision / 2
+
+            step, _, _ = kl_constrained_step(
+                theta, lin.vjp(error * (precision / len(x))), fisher,
+                partial(cg, damping=self.damping, max_iter=self.max_iter, tol=0.0), self.delta or 1.0,
+                partial(backtrack, evaluate, theta, loss=0.5, delta=self.delta or float("inf"),
+                        shrink=0.5, max_backtracks=10),
+                lr=1.0 if self.delta is None else None,
+            )  # fmt: skip
+            theta = step.theta
+        return theta
+
+
+def fit_info(value: Tensor, target: Tensor) -> dict[str, float]:
+    """critic/loss = E[(V − ret)²], critic/explained_variance = 1 − Var[ret − V] / Var[ret]."""
+    error = target - value
+    info = {"critic/loss": float((error * error).mean())}
+    variance = float(target.var(correction=0))
+    if variance > 0:
+        info["critic/explained_variance"] = 1 - float(error.var(correction=0)) / variance
+    return info
 
 
 def merge_moments(moments: NDArray, x: Tensor) -> NDArray:
@@ -104,11 +208,8 @@ def merge_moments(moments: NDArray, x: Tensor) -> NDArray:
     ])  # fmt: skip
 
 
-def fit_info(value: Tensor, target: Tensor) -> dict[str, float]:
-    """critic/loss = E[(V − ret)²], critic/explained_variance = 1 − Var[ret − V] / Var[ret]."""
-    error = target - value
-    info = {"critic/loss": float((error * error).mean())}
-    variance = float(target.var(correction=0))
-    if variance > 0:
-        info["critic/explained_variance"] = 1 - float(error.var(correction=0)) / variance
-    return info
+def _scale(moments: NDArray) -> tuple[float, float]:
+    """Mean and deviation; 0 and 1 before the first sample, and 1 where nothing has varied."""
+    count, mean, m2 = moments
+    std = (m2 / count) ** 0.5 if count else 0.0
+    return float(mean), float(std) if std > 1e-8 else 1.0
