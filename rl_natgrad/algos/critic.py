@@ -166,26 +166,30 @@ class TrustRegionFit(Stateless):
 
     def __call__(self, net: Network, theta: Tensor, x: Tensor, target: Tensor) -> Tensor:
         for _ in range(self.steps):
-            lin = net.linearize(theta, x)
-            error = lin.z - target
-            precision = 1 / float((error * error).mean().clamp(min=1e-12))
-            fisher = GaussNewton(lin, partial(torch.mul, precision), root=lambda: lin.z.new_ones(*lin.z.shape, 1))
-
-            @torch.no_grad()
-            def evaluate(theta, lin=lin, precision=precision):
-                z = net.forward(theta, x)
-                loss, moved = ((z - target) ** 2).mean(), ((z - lin.z) ** 2).mean()
-                return float(loss) * precision / 2, float(moved) * precision / 2
-
-            step, _, _ = kl_constrained_step(
-                theta, lin.vjp(error * (precision / len(x))), fisher,
-                partial(cg, damping=self.damping, max_iter=self.max_iter, tol=0.0), self.delta or 1.0,
-                partial(backtrack, evaluate, theta, loss=0.5, delta=self.delta or float("inf"),
-                        shrink=0.5, max_backtracks=10),
-                lr=1.0 if self.delta is None else None,
-            )  # fmt: skip
-            theta = step.theta
+            theta = self._step(net, theta, x, target)
         return theta
+
+    def _step(self, net: Network, theta: Tensor, x: Tensor, target: Tensor) -> Tensor:
+        lin = net.linearize(theta, x)
+        error = lin.z - target
+        precision = 1 / float((error * error).mean().clamp(min=1e-12))
+        root = lin.z.new_full((*lin.z.shape, 1), precision**0.5)
+        fisher = GaussNewton(lin, partial(torch.mul, precision), lambda: root)
+
+        @torch.no_grad()
+        def evaluate(theta: Tensor) -> tuple[float, float]:
+            z = net.forward(theta, x)
+            loss, moved = ((z - target) ** 2).mean(), ((z - lin.z) ** 2).mean()
+            return float(loss) * precision / 2, float(moved) * precision / 2
+
+        step, _, _ = kl_constrained_step(
+            theta, lin.vjp(error * (precision / len(x))), fisher,
+            partial(cg, damping=self.damping, max_iter=self.max_iter, tol=0.0), self.delta or 1.0,
+            partial(backtrack, evaluate, theta, loss=0.5, delta=self.delta or float("inf"),
+                    shrink=0.5, max_backtracks=10),
+            lr=1.0 if self.delta is None else None,
+        )  # fmt: skip
+        return step.theta
 
 
 def fit_info(value: Tensor, target: Tensor) -> dict[str, float]:
