@@ -156,7 +156,8 @@ def kl_step_update(problem: Problem, grad: Tensor, step: Step, solution: Solutio
         "search/accepted": float(step.accepted),
         "search/tries": step.tries,
     }
-    finite = solution.ok and isfinite(problem.loss_old) and isfinite(info["policy/grad_norm"])
+    old = isfinite(problem.loss_old) and isfinite(info["policy/grad_norm"])
+    finite = old and solution.ok and step.finite
     return Update(step.theta, info, finite)
 
 

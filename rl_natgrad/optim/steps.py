@@ -22,7 +22,7 @@ class Step:
     """A new θ (P,), the loss and KL measured there, the trials it took, whether one was accepted.
 
     `fraction` of the full step was taken. Where nothing was accepted, theta is the old one, bit for bit,
-    and kl and fraction are 0.
+    and kl and fraction are 0; `finite` then says whether the last trial (the shortest) was.
     """
 
     theta: Tensor
@@ -31,6 +31,7 @@ class Step:
     tries: int
     accepted: bool
     fraction: float
+    finite: bool = True
 
 
 def kl_radius(d: Tensor, fisher: Fisher, delta: float) -> float:
@@ -61,19 +62,19 @@ def backtrack(
         fraction = shrink**j
         trial = theta.add(step, alpha=fraction)
         trial_loss, kl = evaluate(trial)
-        # A comparison with nan is false, so a trial that is not finite is never accepted.
-        if -math.inf < trial_loss < loss and kl <= delta:
+        finite = _finite(trial, trial_loss, kl)
+        if finite and trial_loss < loss and kl <= delta:
             return Step(trial, trial_loss, kl, j + 1, True, fraction)
-    return Step(theta, loss, 0.0, max_backtracks + 1, False, 0.0)
+    return Step(theta, loss, 0.0, max_backtracks + 1, False, 0.0, finite)
 
 
 def full_step(evaluate: Evaluate, theta: Tensor, step: Tensor, loss: float) -> Step:
     """θ + step, whatever its loss and KL are as long as they are finite; else θ."""
     trial = theta + step
     trial_loss, kl = evaluate(trial)
-    if math.isfinite(trial_loss) and math.isfinite(kl) and bool(trial.isfinite().all()):
+    if _finite(trial, trial_loss, kl):
         return Step(trial, trial_loss, kl, 1, True, 1.0)
-    return Step(theta, loss, 0.0, 1, False, 0.0)
+    return Step(theta, loss, 0.0, 1, False, 0.0, finite=False)
 
 
 def kl_constrained_step(
@@ -91,3 +92,8 @@ def kl_constrained_step(
     length = beta if lr is None or math.isnan(beta) else lr
     step = search(length * solution.x)
     return step, solution, delta * (step.fraction * length / beta) ** 2 if beta else 0.0
+
+
+def _finite(theta: Tensor, loss: float, kl: float) -> bool:
+    # θ too: a saturated unit hides an infinite weight from loss and KL.
+    return math.isfinite(loss) and math.isfinite(kl) and bool(theta.isfinite().all())
