@@ -1,7 +1,11 @@
-"""Fixtures shared by the tests."""
+"""Fixtures shared by the tests, and the rule that CI skips nothing by accident."""
+
+import os
 
 import pytest
 import torch
+
+MAY_SKIP = ("needs a CUDA device",)  # what CI's machine lacks; any other skip there is a missing install
 
 
 @pytest.fixture
@@ -11,3 +15,17 @@ def float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session, exitstatus):
+    """In CI a skipped test whose reason is not in MAY_SKIP fails the run."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if not os.environ.get("CI") or reporter is None:
+        return
+    reasons = [report.longrepr[2] for report in reporter.stats.get("skipped", [])]
+    unexpected = sorted({reason for reason in reasons if not any(may in reason for may in MAY_SKIP)})
+    for reason in unexpected:
+        reporter.write_line(f"skipped in CI: {reason}", red=True)
+    if unexpected and exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
