@@ -233,6 +233,13 @@ class Sweep(Section):
     fail_fast: bool
 
 
+class Search(Section):
+    trials: Count | None
+    study: Annotated[str, Field(pattern=r"^[\w.-]+$", description="a name of letters, digits, _ . -")] | None
+    sampler: Literal["tpe", "random"]
+    pruner: Literal["median", "none"]
+
+
 class Config(Section):
     """One run. A group that the algorithm does not have (solver of pg, critic of reinforce) is None."""
 
@@ -255,6 +262,7 @@ class Config(Section):
     eval: Eval
     checkpoint: Checkpoint
     sweep: Sweep
+    search: Search
 
     @model_validator(mode="after")
     def consistent(self) -> "Config":
