@@ -1,0 +1,351 @@
+"""A run in memory: deterministic, continuable, honest about its steps, and calm where the maths fails."""
+
+import hashlib
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import rl_natgrad.training as module
+from rl_natgrad import config
+from rl_natgrad.algos.critic import NoCritic
+from rl_natgrad.algos.problem import Problem
+from rl_natgrad.optim import fisher as fishers
+from rl_natgrad.rollout.collector import Rollout
+from rl_natgrad.training import GIVE_UP, NotFinite, Training
+
+LEARNERS = ["reinforce", "pg", "npg", "trpo"]
+KL_STEPS = ["npg", "trpo"]
+
+
+@pytest.fixture
+def make():
+    """`training` whose overrides may repeat, the last one counting."""
+
+    def build(learner, *overrides, env="CartPole"):
+        made = {}
+        base = ["num_envs=2", "horizon=48", "eval.episodes=2", "policy.hidden=[16]", "env.allow_import=true"]
+        base += [] if learner == "reinforce" else ["critic.hidden=[16]"]
+        for override in (*base, *overrides):
+            made[override.split("=")[0]] = override
+        runs.append(Training(config.load([f"algo={learner}", f"env={env}", *made.values()])))
+        return runs[-1]
+
+    runs: list[Training] = []
+    yield build
+    for run in runs:
+        run.close()
+
+
+def said(rows):
+    """What was logged, without clocks; NaN as text, so that it equals itself."""
+    return json.dumps([{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows])
+
+
+def fingerprint(run, rows=()):
+    parts = [run.policy.theta] if isinstance(run.critic, NoCritic) else [run.policy.theta, run.critic.theta]
+    sums = [hashlib.sha256(p.detach().numpy().tobytes()).hexdigest() for p in parts]
+    return [*sums, said(rows), run.step, run.update, list(run.returns)]
+
+
+def iterate(run, n):
+    return [run.iterate() for _ in range(n)]
+
+
+# --- the same seed, another seed ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_envs", [1, 4])
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_the_same_seed_gives_the_same_bits(make, learner, num_envs):
+    runs = [make(learner, f"num_envs={num_envs}", f"seed={seed}") for seed in (3, 3, 4)]
+    a, b, other = [fingerprint(run, iterate(run, 4)) for run in runs]
+    assert a == b
+    assert other[0] != a[0] and other[-1] != a[-1]
+
+
+def test_global_generators_have_no_part(make):
+    a, b = make("trpo"), make("trpo")
+    rows = iterate(a, 3)
+    torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    assert fingerprint(b, iterate(b, 3)) == fingerprint(a, rows)
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_evaluation_in_between_changes_nothing(make, learner):
+    a, b = make(learner), make(learner)
+    rows_a = iterate(a, 4)
+    rows_b = iterate(b, 2)
+    first = b.evaluate()
+    assert b.evaluate() == first  # and says the same when asked again
+    rows_b += iterate(b, 2)
+    assert fingerprint(a, rows_a) == fingerprint(b, rows_b)
+
+
+def test_evaluation_is_of_the_episodes_asked_for(make):
+    run = make("trpo", "num_envs=2", "eval.episodes=5", env="Pendulum")
+    info = run.evaluate()
+    assert info["eval/length"] == 200
+    assert info["eval/return_std"] > 0
+    assert info["eval/return"] != info["eval/return_stochastic"]
+
+
+# --- going on -------------------------------------------------------------------------------------
+
+CONTINUED = [("CartPole", "auto"), ("CartPole", "sync"), ("Pendulum", "sync")]
+
+
+@pytest.mark.parametrize(("env", "backend"), CONTINUED)
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_a_loaded_run_goes_on_as_the_whole_one(make, learner, env, backend):
+    # 70 does not divide Pendulum's 200 steps: the state is taken in mid-episode
+    options = [f"env.backend={backend}", "horizon=70"]
+    options += ["fisher.fraction=0.5"] if learner in KL_STEPS else []
+    whole, later = make(learner, *options, env=env), make(learner, *options, env=env)
+    iterate(whole, 3)
+    state = whole.state()
+    rows = iterate(whole, 3)  # what was saved must not change under it
+    assert later.load(state) == []
+    assert later.step == state["step"]
+    assert fingerprint(later, iterate(later, 3)) == fingerprint(whole, rows)
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "nag", "adagrad", "adadelta", "rmsprop", "radam"])
+def test_every_optimizer_goes_on(make, optimizer):
+    whole, later = (make("pg", f"optimizer={optimizer}") for _ in range(2))
+    iterate(whole, 3)
+    later.load(whole.state())
+    assert fingerprint(later, iterate(later, 3)) == fingerprint(whole, iterate(whole, 3))
+
+
+def test_loading_is_not_sharing(make):
+    whole, later = make("pg"), make("pg")
+    iterate(whole, 2)
+    state = whole.state()
+    later.load(state)
+    rows = iterate(later, 2)
+    again = make("pg")
+    again.load(state)
+    assert fingerprint(again, iterate(again, 2)) == fingerprint(later, rows)
+
+
+@pytest.mark.parametrize("backend", ["sync", "native"])
+def test_a_state_before_the_first_update_is_one_too(make, backend):
+    whole, later = (make("trpo", f"env.backend={backend}") for _ in range(2))
+    later.load(whole.state())
+    assert fingerprint(later, iterate(later, 2)) == fingerprint(whole, iterate(whole, 2))
+
+
+# --- counting -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["sync", "native"])
+def test_steps_are_those_that_environments_made(make, backend, monkeypatch):
+    run = make("trpo", f"env.backend={backend}", "num_envs=3")
+    made, step, over = 0, run.envs.step, np.zeros(3, bool)
+
+    def counted(action):
+        nonlocal made, over
+        made += int((~over).sum())  # after an end comes a reset, which is no step
+        result = step(action)
+        over = result[2] | result[3]
+        return result
+
+    run.envs.step = counted
+    rows = iterate(run, 5)
+    assert run.step == made < 5 * 3 * 48
+    assert run.update == 5
+    assert sum(row["rollout/episodes"] for row in rows) == len(run.returns)
+    assert run.train_return == np.mean(run.returns)
+
+
+def test_returns_are_raw_and_of_whole_episodes(make):
+    run = make("trpo", "horizon=50", env="Pendulum")  # an episode is 200 steps and a reset row
+    rows = iterate(run, 9)
+    assert [n for n, row in enumerate(rows) if "rollout/return" in row] == [3, 8]
+    assert rows[3]["rollout/length"] == 200 and rows[3]["rollout/episodes"] == 2
+    assert -2000 < rows[3]["rollout/return"] < -500  # of the order of 200 × −6, not normalised or discounted
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize(("num_envs", "horizon"), [(1, 1), (2, 1), (1, 2), (3, 2)])
+def test_the_smallest_rollouts_are_fine(make, learner, num_envs, horizon):
+    run = make(learner, env="probes:Match-v0")  # every second row is a reset, so that batches may be empty
+    run.close()
+    cfg = run.cfg.model_copy(update={"num_envs": num_envs, "horizon": horizon})
+    run = Training(cfg)
+    rows = iterate(run, 6)
+    assert run.step == num_envs * horizon * 3
+    assert run.policy.theta.isfinite().all()
+    assert all(math.isfinite(v) for row in rows for v in row.values())
+    run.close()
+
+
+def test_reinforce_waits_for_an_episode_to_end(make):
+    run = make("reinforce", "horizon=16", env="Pendulum")
+    theta = run.policy.theta.clone()
+    rows = iterate(run, 3)
+    assert torch.equal(run.policy.theta, theta)
+    assert all(key.startswith("time/") for row in rows for key in row)
+    assert run.step == 96 and run.train_return is None
+
+
+# --- one batch ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("env", ["CartPole", "Pendulum", "probes:Dials-v0", "probes:Switches-v0"])
+def test_the_ratio_is_exactly_one_at_the_old_policy(make, env):
+    run = make("trpo", env=env)
+    assert run.cfg.env.normalize_obs
+    for _ in range(4):
+        batch = run.batch(run.collector.collect(run.policy))
+        problem = Problem(run.policy, batch)
+        assert problem.loss_old == -float(batch.adv.mean())
+        assert problem.evaluate(run.policy.theta) == (problem.loss_old, 0.0)
+        run.iterate()
+
+
+def test_the_normaliser_is_frozen_within_a_rollout(make, monkeypatch):
+    run = make("trpo")
+    iterate(run, 2)
+    observe, seen = run.policy.observe, []
+    x = np.ones((1, 4), np.float32)
+    step, learn = run.envs.step, run.learn
+
+    run.envs.step = lambda action: seen.append(observe(x).tobytes()) or step(action)
+    run.learn = lambda batch: seen.append(observe(x).tobytes()) or learn(batch)
+    run.iterate()
+    assert len(seen) == 49 and len(set(seen)) == 1
+    assert observe(x).tobytes() != seen[0]
+
+
+def test_the_normaliser_sees_each_step_once(make):
+    run = make("trpo")
+    iterate(run, 3)
+    assert run.policy.observe.moments.count == run.step
+
+
+def stub_rollout():
+    """One environment: a step that the time limit ends, its reset, a step that terminates; V is obs[0]."""
+    obs = np.zeros((4, 1, 4), np.float32)
+    obs[:, 0, 0] = 3, 5, 9, 7
+    no, yes = [False], [True]
+    return Rollout(
+        obs, np.array([[0], [1], [0]]), np.array([[1.0], [0.0], [2.0]]),
+        np.array([no, no, yes]), np.array([yes, no, yes]), np.array([yes, no, yes]), [1.0, 2.0], [1, 1],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("learner", ["pg", "npg", "trpo"])
+def test_a_batch_bootstraps_at_time_limits_only(make, learner, monkeypatch):
+    run = make(learner, "algo.gamma=0.5", "algo.normalize_adv=false")
+    monkeypatch.setattr(run.critic, "values", lambda obs: obs[:, 0])
+    batch = run.batch(stub_rollout())
+    assert batch.adv.tolist() == [1 + 5 / 2 - 3, 2 - 9]
+    assert batch.ret.tolist() == [1 + 5 / 2, 2]
+    assert batch.obs[:, 0].tolist() == [3, 9] and batch.action.tolist() == [0, 0]
+
+
+def test_normalised_advantages_have_mean_zero_and_deviation_one(make):
+    run = make("trpo")
+    adv = run.batch(run.collector.collect(run.policy)).adv.double()
+    assert abs(float(adv.mean())) < 1e-6 and abs(float(adv.std(correction=0)) - 1) < 1e-6
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_equal_advantages_are_no_reason_to_move(make, learner):
+    run = make(learner, env="probes:Constant-v0")
+    theta = run.policy.theta.clone()
+    if learner == "reinforce":  # every return is 1
+        rows = iterate(run, 3)
+        assert torch.equal(run.policy.theta, theta)
+        assert all(math.isfinite(v) for row in rows for v in row.values())
+    batch = run.batch(run.collector.collect(run.policy))
+    assert batch.adv.isfinite().all()
+
+
+# --- where the maths fails ------------------------------------------------------------------------
+
+
+def poison_advantage(monkeypatch, run):
+    name = "monte_carlo" if run.cfg.algo.name == "reinforce" else "gae"
+    real = getattr(module, name)
+
+    def poisoned(*args, **kwargs):
+        result = real(*args, **kwargs)
+        (result[0] if isinstance(result, tuple) else result)[-3:] = np.nan
+        return (result[0], np.ones_like(result[1])) if isinstance(result, tuple) else result
+
+    monkeypatch.setattr(module, name, poisoned)
+
+
+def poison_gradient(monkeypatch, run):
+    real = Problem.grad
+
+    def poisoned(self):
+        grad = real(self)
+        grad[0] = np.inf
+        return grad
+
+    monkeypatch.setattr(Problem, "grad", poisoned)
+
+
+def poison_fisher(monkeypatch, run):
+    monkeypatch.setattr(fishers.GaussNewton, "mv", lambda self, v: torch.full_like(v, np.nan))
+    monkeypatch.setattr(fishers.GaussNewton, "dense", lambda self: torch.full([self.lin.size] * 2, np.nan))
+
+
+def poison_kl(monkeypatch, run):
+    monkeypatch.setattr(Problem, "_kl", lambda self, z: z.sum() * np.nan)
+
+
+POISONS = [(p, learner, ()) for p in (poison_advantage, poison_gradient, poison_kl) for learner in LEARNERS]
+POISONS += [
+    (poison_fisher, learner, (f"solver={solver}",))
+    for learner in KL_STEPS for solver in ("cg", "identity", "cholesky", "pinv")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("poison", "learner", "options"), POISONS)
+def test_maths_that_is_not_finite_keeps_theta(make, monkeypatch, poison, learner, options):
+    run = make(learner, *options)
+    iterate(run, 2)
+    theta = run.policy.theta.clone()
+    with monkeypatch.context() as patch:
+        poison(patch, run)
+        for _ in range(GIVE_UP - 1):
+            row = run.iterate()
+            assert row["policy/not_finite"] == 1
+            assert torch.equal(run.policy.theta, theta)
+        with pytest.raises(NotFinite, match=f"{GIVE_UP} updates in a row"):
+            run.iterate()
+        assert torch.equal(run.policy.theta, theta)
+
+
+@pytest.mark.parametrize("poison", [poison_advantage, poison_gradient])
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_a_run_recovers_from_one_bad_update(make, monkeypatch, poison, learner):
+    run = make(learner)
+    iterate(run, 2)
+    with monkeypatch.context() as patch:
+        poison(patch, run)
+        run.iterate()
+    theta = run.policy.theta.clone()
+    rows = iterate(run, 2)
+    assert run.not_finite == 0
+    assert not torch.equal(run.policy.theta, theta)
+    assert all(math.isfinite(v) for row in rows for v in row.values())
+
+
+@pytest.mark.parametrize("learner", KL_STEPS)
+@pytest.mark.parametrize("probe", ["Action", "Match", "Dials"])
+def test_a_policy_that_is_sure_of_itself_is_no_failure(make, probe, learner):
+    """Its Fisher is 0 to rounding, so that there may be no step to take; nothing of that is not finite."""
+    run = make(learner, "algo.delta=0.05", "num_envs=8", "horizon=64", "algo.gamma=0.5", env=f"probes:{probe}-v0")
+    rows = iterate(run, 45)
+    assert rows[-1]["policy/entropy"] < 1e-3
+    assert not any("policy/not_finite" in row for row in rows)
+    assert all(math.isfinite(v) for row in rows for v in row.values())
