@@ -157,8 +157,7 @@ def kl_step_update(problem: Problem, grad: Tensor, step: Step, solution: Solutio
         "search/tries": step.tries,
     }
     old = isfinite(problem.loss_old) and isfinite(info["policy/grad_norm"])
-    finite = old and solution.ok and step.finite
-    return Update(step.theta, info, finite)
+    return Update(step.theta, info, finite=old and step.finite)
 
 
 def step_info(problem: Problem, grad: Tensor, theta: Tensor, loss: float, kl: float) -> dict[str, float]:

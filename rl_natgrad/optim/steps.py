@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -62,7 +62,7 @@ def backtrack(
         fraction = shrink**j
         trial = theta.add(step, alpha=fraction)
         trial_loss, kl = evaluate(trial)
-        finite = _finite(trial, trial_loss, kl)
+        finite = is_finite(trial, trial_loss, kl)
         if finite and trial_loss < loss and kl <= delta:
             return Step(trial, trial_loss, kl, j + 1, True, fraction)
     return Step(theta, loss, 0.0, max_backtracks + 1, False, 0.0, finite)
@@ -72,7 +72,7 @@ def full_step(evaluate: Evaluate, theta: Tensor, step: Tensor, loss: float) -> S
     """θ + step, whatever its loss and KL are as long as they are finite; else θ."""
     trial = theta + step
     trial_loss, kl = evaluate(trial)
-    if _finite(trial, trial_loss, kl):
+    if is_finite(trial, trial_loss, kl):
         return Step(trial, trial_loss, kl, 1, True, 1.0)
     return Step(theta, loss, 0.0, 1, False, 0.0, finite=False)
 
@@ -91,9 +91,13 @@ def kl_constrained_step(
     beta = kl_radius(solution.x, fisher, delta) if solution.ok else math.nan
     length = beta if lr is None or math.isnan(beta) else lr
     step = search(length * solution.x)
-    return step, solution, delta * (step.fraction * length / beta) ** 2 if beta else 0.0
+    if math.isnan(beta):
+        # No step to take. The F of a policy that is sure of its actions is 0 or indefinite to rounding, which
+        # is no fault; an F or a gradient that is not finite is one.
+        step = replace(step, finite=bool(fisher.mv(grad).isfinite().all()))
+    return step, solution, delta * (step.fraction * length / beta) ** 2 if beta > 0 else 0.0
 
 
-def _finite(theta: Tensor, loss: float, kl: float) -> bool:
-    # θ too: a saturated unit hides an infinite weight from loss and KL.
+def is_finite(theta: Tensor, loss: float, kl: float) -> bool:
+    """Whether parameters and what was measured there are; a saturated unit hides an infinite weight from both."""
     return math.isfinite(loss) and math.isfinite(kl) and bool(theta.isfinite().all())
