@@ -72,8 +72,7 @@ class Collector:
     def collect(self, policy: Actor) -> Rollout:
         """T rows from each environment. The arrays belong to the caller."""
         T, B = self.horizon, self.envs.num_envs
-        if self.obs is None:
-            self.obs = self.envs.reset().copy()
+        self._begin()
         noise = policy.noise(self.rng, (T, B))
         obs = np.empty((T + 1, *self.obs.shape), self.obs.dtype)
         reward, terminated, truncated = np.empty((T, B)), np.empty((T, B), bool), np.empty((T, B), bool)
@@ -109,8 +108,14 @@ class Collector:
             self.episode_length[i] -= n
         return returns, lengths
 
+    def _begin(self) -> None:
+        if self.obs is None:
+            self.obs = self.envs.reset().copy()
+
     def state(self) -> dict[str, NDArray]:
-        """What a later `load` needs besides the environments' own snapshot and the generator's state."""
+        """What a later `load` needs besides the environments' own snapshot (ask for that one after this) and
+        the generator's state."""
+        self._begin()
         return {
             "obs": self.obs,
             "prev_done": self.prev_done,
@@ -119,5 +124,5 @@ class Collector:
         }
 
     def load(self, state: dict[str, NDArray]) -> None:
-        for name in self.state():
+        for name in ("obs", "prev_done", "episode_return", "episode_length"):
             setattr(self, name, state[name].copy())
