@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
+import os
 import re
+import sys
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -12,10 +13,12 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
+from rl_natgrad.rollout.envpool import EnvpoolEnvs
 from rl_natgrad.rollout.episode import Recipe
 from rl_natgrad.rollout.errors import EnvError, EnvSetupError, one_line
 from rl_natgrad.rollout.native import NATIVE, NativeEnvs
 from rl_natgrad.rollout.sync import SyncEnvs
+from rl_natgrad.rollout.workers import AsyncEnvs
 
 __all__ = ["EnvError", "EnvSetupError", "Envs", "make"]
 
@@ -63,16 +66,19 @@ def make(cfg: Any, num_envs: int, seed: int) -> Envs:
     backend = cfg.backend
     if backend not in BACKENDS:
         raise EnvSetupError(f"env.backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
-    spec, kwargs = find(cfg.id, cfg.allow_import), dict(cfg.kwargs)
+    kwargs = dict(cfg.kwargs)
+    if backend == "envpool":
+        return EnvpoolEnvs(cfg.id, num_envs, seed, kwargs)
+    spec = find(cfg.id, cfg.allow_import)
     fits = cfg.id in NATIVE and kwargs.keys() <= NATIVE[cfg.id]
     if backend == "native" and not fits:
         what = " with these env.kwargs" if cfg.id in NATIVE else ""
         raise EnvSetupError(f"{cfg.id} has no vectorised environment{what}; use env.backend=sync")
     if backend == "native" or (backend == "auto" and fits):
         return NativeEnvs(cfg.id, spec.max_episode_steps, num_envs, seed, kwargs)
-    recipe = Recipe(cfg.id, portable(spec), kwargs, seed, cfg.timeout)
+    recipe = Recipe(cfg.id, spec, kwargs, seed, cfg.timeout)
     try:
-        return SyncEnvs(recipe, num_envs)
+        return AsyncEnvs(recipe, num_envs) if backend == "async" else SyncEnvs(recipe, num_envs)
     except EnvSetupError:
         raise
     except Exception as error:
@@ -81,30 +87,21 @@ def make(cfg: Any, num_envs: int, seed: int) -> Envs:
 
 def find(id: str, allow_import: bool) -> EnvSpec:
     """The registered environment of that id; `module:Id` imports the module first, which runs its code."""
-    if ":" in id and not allow_import:
-        module = id.partition(":")[0]
+    module, _, name = id.rpartition(":")
+    if module and not allow_import:
         raise EnvSetupError(f"env.id={id} runs the code of {module}: needs env.allow_import=true")
+    if not module and name.startswith("ALE/"):
+        module = "ale_py"  # registers the Atari games
+    if module and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # as `python -m` has it; a console script does not
     try:
-        if id.startswith("ALE/"):
-            importlib.import_module("ale_py")  # registers the Atari games
-        return gym.spec(id)
+        if module:
+            importlib.import_module(module)
+        return gym.spec(name)
     except Exception as error:
-        if id.startswith("ALE/") and isinstance(error, ImportError):
+        if module == "ale_py" and isinstance(error, ImportError):
             raise EnvSetupError(f'{id} needs an extra: pip install "rl-natgrad[atari]"') from error
         raise EnvSetupError(f"env.id={id}: {one_line(error)}") from error
-
-
-def portable(spec: EnvSpec) -> str:
-    """The spec as JSON; a class or function as entry point becomes `module:name`."""
-    entry = spec.entry_point
-    if not isinstance(entry, str):
-        spec = EnvSpec(**{**spec_fields(spec), "entry_point": f"{entry.__module__}:{entry.__qualname__}"})
-    return spec.to_json()
-
-
-def spec_fields(spec: EnvSpec) -> dict[str, Any]:
-    derived = {"namespace", "name", "version"}
-    return {k: v for k, v in vars(spec).items() if k not in derived}
 
 
 def missing_extra(error: Exception) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.wrappers import OrderEnforcing, TimeLimit
+from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, OrderEnforcing, TimeLimit
 
 from rl_natgrad.rollout.errors import EnvError, one_line
 from rl_natgrad.rollout.spaces import ObservationMap, brief
@@ -29,19 +29,36 @@ def episode_seed(seed: int, index: int, number: int) -> int:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What makes any environment of a run, in this process or in a worker's: plain JSON values."""
+    """What makes any environment of a run, in this process or in a worker's."""
 
     id: str
-    spec: str  # gymnasium's EnvSpec as JSON, so that a worker needs no registration
+    spec: EnvSpec
     kwargs: dict[str, Any]
     seed: int
     timeout: float
 
     def build(self) -> gym.Env:
-        return gym.make(EnvSpec.from_json(self.spec), disable_env_checker=True, **self.kwargs)
+        """One environment; Atari games as Mnih et al. 2015 saw them (84 × 84, grey, 4 frames)."""
+        if not self.id.startswith("ALE/"):
+            return gym.make(self.spec, disable_env_checker=True, **self.kwargs)
+        env = gym.make(self.spec, disable_env_checker=True, **{"frameskip": 1, **self.kwargs})
+        return FrameStackObservation(AtariPreprocessing(env), 4)
 
-    def to_json(self) -> str:
-        return json.dumps(vars(self))
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a worker, which so needs no registration; ValueError where that cannot be."""
+        spec, entry = self.spec, self.spec.entry_point
+        if not isinstance(entry, str):
+            module, name = entry.__module__, entry.__qualname__
+            if module == "__main__" or "<" in name:
+                raise ValueError(f"a worker cannot import its entry point {module}:{name}; use sync")
+            spec = copy.copy(spec)
+            spec.entry_point = f"{module}:{name}"
+        return {**vars(self), "spec": spec.to_json()}
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> Recipe:
+        """What `to_dict` was called on."""
+        return cls(**{**plain, "spec": EnvSpec.from_json(plain["spec"])})
 
 
 class Episode:
@@ -52,7 +69,7 @@ class Episode:
 
     def __init__(self, recipe: Recipe, index: int) -> None:
         self.recipe, self.index = recipe, index
-        self.number, self.done = -1, False
+        self.number, self.done, self.terminated, self.truncated = -1, False, False, False
         self.actions: list[Any] = []
         self._build()
         self.observation = ObservationMap(self.env.observation_space)
@@ -65,11 +82,15 @@ class Episode:
             self.limit, self.env = self.env._max_episode_steps, self.env.env
         if type(self.env) is OrderEnforcing:
             self.env = self.env.env
+        world = type(getattr(self.env.unwrapped, "world", None))
+        self.remembers = world.__module__.startswith("Box2D")
 
     def reset(self, out: np.ndarray) -> None:
         """Begins the next episode; its first observation goes into `out`."""
+        if self.remembers and self.number >= 0:
+            self._build()  # the order of contacts in a used Box2D world depends on past episodes
         self.number += 1
-        self.actions, self.done = [], False
+        self.actions, self.done, self.terminated, self.truncated = [], False, False, False
         seed = episode_seed(self.recipe.seed, self.index, self.number)
         try:
             result = self.env.reset(seed=seed)
@@ -116,7 +137,7 @@ class Episode:
     def replay(self, number: int, actions: Iterable[Any], out: np.ndarray) -> None:
         """Brings a fresh environment to where episode `number` was after `actions`."""
         self.close()
-        self._build()  # BipedalWalker's world remembers; a fresh one does not
+        self._build()
         self.number = number - 1
         self.reset(out)
         for action in actions:
@@ -146,27 +167,32 @@ def _arity(result: Any) -> str:
 class Episodes:
     """Several environments stepped in turn. The row after an end is a reset row: reward 0, flags False."""
 
-    def __init__(self, recipe: Recipe, indices: Iterable[int]) -> None:
+    def __init__(self, recipe: Recipe, indices: range) -> None:
         self.all = [Episode(recipe, i) for i in indices]
-        self.at = 0  # which one is being stepped, for the watchdog
+        self.indices = indices
 
-    def attach(self, obs: np.ndarray, reward: np.ndarray, terminated: np.ndarray, truncated: np.ndarray):
-        """Where the results go: (B, *O), (B,), (B,), (B,)."""
-        self.reward, self.terminated, self.truncated = reward, terminated, truncated
+    def attach(self, obs: np.ndarray, *into: np.ndarray) -> None:
+        """Where results go: obs (B, *O), reward, terminated, truncated (B,); at[0]: who is stepped."""
+        self.reward, self.terminated, self.truncated, self.at = into
         self.rows = list(obs)
+        self.at[0] = self.indices.start
+
+    def current(self) -> Episode:
+        """The one being stepped."""
+        return self.all[self.at[0] - self.indices.start]
 
     def reset(self) -> None:
-        for i, episode in enumerate(self.all):
-            self.at = i
-            episode.reset(self.rows[i])
+        for episode, row in zip(self.all, self.rows, strict=True):
+            self.at[0] = episode.index
+            episode.reset(row)
 
     def step(self, actions: np.ndarray) -> None:
         """actions (B, …) in the environments' own space."""
-        reward, terminated, truncated = self.reward, self.terminated, self.truncated
+        reward, terminated, truncated, at = self.reward, self.terminated, self.truncated, self.at
         terminated.fill(False)
         truncated.fill(False)
         for i, (episode, action, row) in enumerate(zip(self.all, actions, self.rows, strict=True)):
-            self.at = i
+            at[0] = episode.index
             if episode.done:
                 episode.reset(row)
                 reward[i] = 0.0
@@ -176,12 +202,17 @@ class Episodes:
                     terminated[i], truncated[i] = episode.terminated, episode.truncated
 
     def replay(self, numbers: list[int], actions: list[np.ndarray]) -> None:
+        """Brings fresh environments to where those of `snapshot` were."""
         for i, (episode, number, sent) in enumerate(zip(self.all, numbers, actions, strict=True)):
-            self.at = i
+            self.at[0] = episode.index
             episode.replay(number, sent, self.rows[i])
+            self.reward[i], self.terminated[i], self.truncated[i] = 0.0, episode.terminated, episode.truncated
 
     def snapshot(self) -> tuple[list[int], list[np.ndarray]]:
-        return [e.number for e in self.all], [np.array(e.actions) for e in self.all]
+        """Episode numbers, and the actions since each reset."""
+        space = self.all[0].env.action_space
+        sent = [np.array(e.actions, space.dtype).reshape(-1, *space.shape) for e in self.all]
+        return [e.number for e in self.all], sent
 
     def close(self) -> None:
         for episode in self.all:

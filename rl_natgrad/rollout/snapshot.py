@@ -10,14 +10,13 @@ from gymnasium import spaces
 Snapshot = dict[str, Any]
 
 
-def pack(numbers: list[int], actions: list[np.ndarray], obs: np.ndarray, space: spaces.Space) -> Snapshot:
+def pack(numbers: list[int], actions: list[np.ndarray], obs: np.ndarray) -> Snapshot:
     """episode (B,), length (B,), actions (Σ length, *A) in the environment's own space, obs (B, *O)."""
-    flat = [np.asarray(sent, space.dtype).reshape(-1, *space.shape) for sent in actions]
     return {
         "kind": "replay",
         "episode": np.array(numbers, np.int64),
-        "length": np.array([len(sent) for sent in flat], np.int64),
-        "actions": np.concatenate(flat),
+        "length": np.array([len(sent) for sent in actions], np.int64),
+        "actions": np.concatenate(actions),
         "obs": obs.copy(),
     }
 
@@ -40,3 +39,8 @@ def expect(snapshot: Snapshot, kind: str) -> None:
     """Raises ValueError where the snapshot was taken by another kind of environments."""
     if snapshot.get("kind") != kind:
         raise ValueError(f"environment snapshot is of kind {snapshot.get('kind')!r}, expected {kind!r}")
+
+
+def differing(obs: np.ndarray, stored: np.ndarray) -> list[int]:
+    """The environments whose observation is not, bit for bit, the stored one."""
+    return [i for i, row in enumerate(stored) if row.tobytes() != obs[i].tobytes()]

@@ -154,11 +154,14 @@ def _box_actions(space: spaces.Box) -> tuple[spaces.Box, Callable[[np.ndarray], 
     whole = np.issubdtype(space.dtype, np.integer)
     finite = bool(np.isfinite(low).all() and np.isfinite(high).all())
 
+    exact = finite and not centre.any()  # ±half·clip(a) needs no second clip
+
     def to_env(action: np.ndarray) -> np.ndarray:
         action = action.reshape(-1, *space.shape)
         if finite:
-            action = centre + half * np.minimum(np.maximum(action, -1.0), 1.0)
-        action = np.minimum(np.maximum(action, low), high)
+            action = half * np.minimum(np.maximum(action, -1.0), 1.0)
+        if not exact:
+            action = np.minimum(np.maximum(action + centre if finite else action, low), high)
         return (np.rint(action) if whole else action).astype(space.dtype)
 
     if finite:

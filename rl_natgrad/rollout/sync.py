@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from rl_natgrad.rollout.episode import Episodes, Recipe
-from rl_natgrad.rollout.snapshot import pack, unpack
+from rl_natgrad.rollout.snapshot import differing, pack, unpack
 from rl_natgrad.rollout.spaces import action_map
+from rl_natgrad.rollout.watchdog import Watchdog
 
 
 class SyncEnvs:
@@ -27,23 +28,28 @@ class SyncEnvs:
         self.reward = np.zeros(num_envs)
         self.terminated = np.zeros(num_envs, bool)
         self.truncated = np.zeros(num_envs, bool)
-        self.episodes.attach(self.obs, self.reward, self.terminated, self.truncated)
+        self.episodes.attach(self.obs, self.reward, self.terminated, self.truncated, np.zeros(1, np.int64))
+        self.watchdog = Watchdog(self.episodes, recipe.timeout)
 
     def reset(self) -> np.ndarray:
-        self.episodes.reset()
+        with self.watchdog:
+            self.episodes.reset()
         return self.obs
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        self.episodes.step(self.to_env(action))
+        with self.watchdog:
+            self.episodes.step(self.to_env(action))
         return self.obs, self.reward, self.terminated, self.truncated
 
     def snapshot(self) -> dict[str, Any]:
-        return pack(*self.episodes.snapshot(), self.obs, self.raw_action_space)
+        return pack(*self.episodes.snapshot(), self.obs)
 
     def restore(self, snapshot: dict[str, Any]) -> tuple[np.ndarray, list[int]]:
         numbers, actions, obs = unpack(snapshot, self.num_envs, self.obs, self.raw_action_space)
-        self.episodes.replay(numbers, actions)
-        return self.obs, [i for i, row in enumerate(obs) if row.tobytes() != self.obs[i].tobytes()]
+        with self.watchdog:
+            self.episodes.replay(numbers, actions)
+        return self.obs, differing(self.obs, obs)
 
     def close(self) -> None:
+        self.watchdog.close()
         self.episodes.close()

@@ -1,0 +1,75 @@
+"""C++ environments stepped on all cores by envpool: asked for by name, as its state cannot be saved."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from rl_natgrad.rollout.episode import episode_seed
+from rl_natgrad.rollout.errors import EnvError, EnvSetupError, one_line
+from rl_natgrad.rollout.spaces import ObservationMap, action_map
+
+
+class EnvpoolEnvs:
+    """See `envs.Envs` for the contract. Episodes after the first of each environment depend on history."""
+
+    backend, restorable = "envpool", False
+
+    def __init__(self, id: str, num_envs: int, seed: int, kwargs: dict[str, Any]) -> None:
+        self.id, self.num_envs = id, num_envs
+        try:
+            import envpool
+        except ImportError as error:
+            line = 'env.backend=envpool needs an extra: pip install "rl-natgrad[envpool]"'
+            raise EnvSetupError(line) from error
+        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # float64 bounds rounded to float32, for each environment
+            try:
+                self.env = envpool.make(
+                    id.removeprefix("ALE/"),
+                    env_type="gymnasium",
+                    num_envs=num_envs,
+                    num_threads=min(num_envs, threads),
+                    env_seed=[episode_seed(seed, i, 0) for i in range(num_envs)],
+                    **kwargs,
+                )
+            except Exception as error:
+                raise EnvSetupError(f"{id} on envpool: {one_line(error)}") from error
+            raw, self.raw_action_space = self.env.observation_space, self.env.action_space
+        if isinstance(raw, spaces.Box) and raw.dtype.kind == "f":
+            raw = spaces.Box(-np.inf, np.inf, raw.shape, raw.dtype)  # envpool's own bounds are often wrong
+        if not isinstance(raw, spaces.Box):
+            raise EnvSetupError(f"observation space {raw} is not supported on envpool; use env.backend=sync")
+        observation = ObservationMap(raw)
+        self.rows, self.axes = observation.space.shape, observation.axes
+        self.observation_space, self.note = observation.space, observation.note
+        self.action_space, self.to_env = action_map(self.raw_action_space)
+
+    def reset(self) -> np.ndarray:
+        return self._see(self.env.reset()[0])
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        try:
+            obs, reward, terminated, truncated, _ = self.env.step(self.to_env(action))
+        except Exception as error:
+            raise EnvError(f"{self.id}, envpool's environments: step raised {one_line(error)}") from error
+        return self._see(obs), reward.astype(np.float64), terminated, truncated
+
+    def _see(self, obs: np.ndarray) -> np.ndarray:
+        if self.axes is not None:
+            return obs.transpose(0, *(1 + axis for axis in self.axes))
+        return obs.reshape(self.num_envs, *self.rows).astype(np.float32)
+
+    def snapshot(self) -> dict[str, Any]:
+        raise NotImplementedError("envpool cannot save its environments' state")
+
+    def restore(self, snapshot: dict[str, Any]) -> tuple[np.ndarray, list[int]]:
+        raise NotImplementedError("envpool cannot restore its environments' state")
+
+    def close(self) -> None:
+        self.env.close()

@@ -1,0 +1,80 @@
+"""What the parent and its environment workers share: memory, and frames on a socket."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import socket
+import struct
+import tempfile
+from collections.abc import Sequence
+
+import numpy as np
+
+HEADER = struct.Struct("<cQ")  # kind and size of a frame
+
+Field = tuple[Sequence[int], str]  # shape and dtype of one shared array
+
+
+def memory_file(fields: list[Field]) -> int:
+    """A descriptor of nameless memory for those arrays: nothing stays behind, whatever kills us."""
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("rl_natgrad")
+    else:
+        with tempfile.TemporaryFile() as file:
+            fd = os.dup(file.fileno())
+    os.ftruncate(fd, sum(_room(field) for field in fields))
+    return fd
+
+
+def shared(fd: int, fields: list[Field]) -> list[np.ndarray]:
+    """The arrays over that memory."""
+    memory, start, views = mmap.mmap(fd, 0), 0, []
+    for shape, dtype in fields:
+        views.append(np.ndarray(tuple(shape), dtype, memory, start))
+        start += _room((shape, dtype))
+    return views
+
+
+def _room(field: Field) -> int:
+    """Bytes of one array, in whole cache lines."""
+    shape, dtype = field
+    return -(-int(np.prod(shape)) * np.dtype(dtype).itemsize // 64) * 64
+
+
+def send(sock: socket.socket, kind: bytes, payload: bytes = b"") -> None:
+    """One frame: a letter and bytes."""
+    sock.sendall(HEADER.pack(kind, len(payload)) + payload)
+
+
+def receive(sock: socket.socket) -> tuple[bytes, bytes]:
+    """One frame. Raises EOFError where the other side is gone."""
+    kind, size = HEADER.unpack(_exactly(sock, HEADER.size))
+    return kind, _exactly(sock, size)
+
+
+def _exactly(sock: socket.socket, size: int) -> bytes:
+    parts = bytearray()
+    while len(parts) < size:
+        part = sock.recv(size - len(parts))
+        if not part:
+            raise EOFError
+        parts += part
+    return bytes(parts)
+
+
+def pack_positions(numbers: list[int], actions: list[np.ndarray]) -> bytes:
+    """Episode numbers and the actions since each reset: one line of JSON, then the actions' bytes."""
+    head = {"numbers": numbers, "lengths": [len(sent) for sent in actions]}
+    return json.dumps(head).encode() + b"\n" + b"".join(sent.tobytes() for sent in actions)
+
+
+def unpack_positions(
+    payload: bytes, shape: tuple[int, ...], dtype: np.dtype
+) -> tuple[list[int], list[np.ndarray]]:
+    """What `pack_positions` was given, for actions of that shape and dtype."""
+    head, _, body = payload.partition(b"\n")
+    positions = json.loads(head)
+    flat = np.frombuffer(body, dtype).reshape(-1, *shape)
+    return positions["numbers"], np.split(flat, np.cumsum(positions["lengths"])[:-1])

@@ -1,0 +1,80 @@
+"""The process that steps some of the environments of an `async` run. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+import traceback
+from typing import Any
+
+import numpy as np
+
+from rl_natgrad.rollout.episode import Episodes, Recipe
+from rl_natgrad.rollout.errors import EnvError, one_line
+from rl_natgrad.rollout.wire import pack_positions, receive, send, shared, unpack_positions
+
+PR_SET_PDEATHSIG = 1
+
+
+def main(fd: int) -> None:
+    """Builds its environments, then serves until the socket closes."""
+    sock = socket.socket(fileno=fd)
+    job = json.loads(receive(sock)[1])
+    _die_with_parent(job)
+    try:
+        episodes, actions = _build(job)
+    except BaseException as error:
+        _report(sock, f"{job['recipe']['id']}: {one_line(error)}")
+        return
+    send(sock, b".")
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            kind, payload = receive(sock)
+            try:
+                reply = _serve(episodes, actions, kind, payload)
+            except EnvError as error:
+                _report(sock, str(error))
+            else:
+                send(sock, b".", reply)
+    with contextlib.suppress(Exception):
+        episodes.close()
+
+
+def _die_with_parent(job: dict[str, Any]) -> None:
+    """A closed socket ends an idle worker; this ends one that hangs inside an environment (Linux)."""
+    if sys.platform == "linux" and job["from_main_thread"]:  # the signal comes when that thread ends
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != job["parent"]:
+        os._exit(1)
+
+
+def _build(job: dict[str, Any]) -> tuple[Episodes, np.ndarray]:
+    actions, obs, reward, terminated, truncated, at = shared(job["memory"], job["fields"])
+    mine = slice(*job["indices"])
+    episodes = Episodes(Recipe.from_dict(job["recipe"]), range(*job["indices"]))
+    episodes.attach(obs[mine], reward[mine], terminated[mine], truncated[mine], at[job["worker"] :])
+    return episodes, actions[mine]
+
+
+def _serve(episodes: Episodes, actions: np.ndarray, kind: bytes, payload: bytes) -> bytes:
+    """One command: r reset, s step, n snapshot, p replay."""
+    if kind == b"s":
+        episodes.step(actions.copy())  # the memory is written again before the next step; episodes keep these
+    elif kind == b"r":
+        episodes.reset()
+    elif kind == b"n":
+        return pack_positions(*episodes.snapshot())
+    elif kind == b"p":
+        episodes.replay(*unpack_positions(payload, actions.shape[1:], actions.dtype))
+    return b""
+
+
+def _report(sock: socket.socket, line: str) -> None:
+    """The error being handled, as one line and its traceback."""
+    with contextlib.suppress(OSError):
+        send(sock, b"!", json.dumps({"line": line, "traceback": traceback.format_exc()}).encode())

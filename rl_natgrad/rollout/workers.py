@@ -1,0 +1,208 @@
+"""Environments in worker processes: several per worker, results in shared memory, a limit on every step."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+
+from rl_natgrad.rollout.episode import Recipe
+from rl_natgrad.rollout.errors import EnvError
+from rl_natgrad.rollout.snapshot import differing, pack, unpack
+from rl_natgrad.rollout.spaces import ObservationMap, action_map
+from rl_natgrad.rollout.wire import memory_file, pack_positions, receive, send, shared, unpack_positions
+
+# A fresh interpreter and not a fork: no locks, threads or CUDA context of torch are inherited, `__main__` is
+# not imported again, and a worker needs a tenth of our memory.
+BOOT = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from rl_natgrad.rollout.worker import main
+main(int(sys.argv[2]))
+"""
+
+
+class WorkerTraceback(Exception):
+    """The traceback of an error inside a worker, as the cause of the EnvError it led to."""
+
+
+class AsyncEnvs:
+    """See `envs.Envs` for the contract. The same transitions as `sync`, bit for bit."""
+
+    backend, restorable = "async", True
+
+    def __init__(self, recipe: Recipe, num_envs: int) -> None:
+        self.recipe, self.num_envs = recipe, num_envs
+        probe = recipe.build()
+        observation = ObservationMap(probe.observation_space)
+        self.observation_space, self.note = observation.space, observation.note
+        self.raw_action_space = probe.action_space
+        self.action_space, self.to_env = action_map(probe.action_space)
+        probe.close()
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cuts = np.linspace(0, num_envs, min(num_envs, cores) + 1).astype(int).tolist()
+        self.indices = list(itertools.pairwise(cuts))
+        self.processes: list[subprocess.Popen] = []
+        self.sockets: list[socket.socket] = []
+        self.number, self.length = np.full(num_envs, -1), np.zeros(num_envs, int)
+        self.done = np.ones(num_envs, bool)
+        try:
+            self._start(observation.space.shape, observation.space.dtype)
+        except BaseException:
+            self._kill()
+            raise
+
+    def _start(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        B, W, action = self.num_envs, len(self.indices), self.raw_action_space
+        fields = [
+            ([B, *action.shape], action.dtype.str),
+            ([B, *shape], dtype.str),
+            ([B], "<f8"),
+            ([B], "|b1"),
+            ([B], "|b1"),
+            ([W], "<i8"),
+        ]
+        memory = memory_file(fields)
+        self.actions, self.obs, self.reward, self.terminated, self.truncated, self.at = shared(memory, fields)
+        self.at[:] = [first for first, _ in self.indices]
+        job = {"recipe": self.recipe.to_dict(), "fields": fields, "memory": memory, "parent": os.getpid()}
+        job["from_main_thread"] = threading.current_thread() is threading.main_thread()
+        for worker, indices in enumerate(self.indices):
+            self._spawn(memory, {**job, "worker": worker, "indices": indices})
+        os.close(memory)
+        self._wait("did not start", patience=max(self.recipe.timeout, 30.0))
+
+    def _spawn(self, memory: int, job: dict[str, Any]) -> None:
+        ours, theirs = socket.socketpair()
+        path = json.dumps([entry or os.getcwd() for entry in sys.path])
+        process = subprocess.Popen(
+            [sys.executable, "-c", BOOT, path, str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno(), memory],
+            start_new_session=True,  # Ctrl-C is for the trainer, which finishes the update first
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+        )
+        theirs.close()
+        self.processes.append(process)
+        self.sockets.append(ours)
+        send(ours, b"j", json.dumps(job).encode())
+
+    def reset(self) -> np.ndarray:
+        self._ask(b"r", "reset")
+        self.number += 1
+        self.length[:], self.done[:] = 0, False
+        return self.obs
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        self.actions[:] = self.to_env(action)
+        self.number += self.done
+        self.length += 1
+        self.length[self.done] = 0
+        self._ask(b"s", "step")
+        self.done = self.terminated | self.truncated
+        return self.obs, self.reward, self.terminated, self.truncated
+
+    def snapshot(self) -> dict[str, Any]:
+        space, numbers, actions = self.raw_action_space, [], []
+        for reply in self._ask(b"n", "snapshot"):
+            part = unpack_positions(reply, space.shape, space.dtype)
+            numbers += part[0]
+            actions += part[1]
+        return pack(numbers, actions, self.obs)
+
+    def restore(self, snapshot: dict[str, Any]) -> tuple[np.ndarray, list[int]]:
+        numbers, actions, obs = unpack(snapshot, self.num_envs, self.obs, self.raw_action_space)
+        self.number, self.length = snapshot["episode"].copy(), snapshot["length"].copy()
+        parts = [pack_positions(numbers[a:b], actions[a:b]) for a, b in self.indices]
+        # A replay is many steps, each of which may take its time.
+        self._ask(b"p", "replay", parts, patience=self.recipe.timeout * (1 + int(self.length.max())))
+        self.done = self.terminated | self.truncated
+        return self.obs, differing(self.obs, obs)
+
+    def close(self) -> None:
+        for sock in self.sockets:
+            sock.close()
+        for process in self.processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(2)
+        self._kill()
+
+    def _kill(self) -> None:
+        """Ends the workers and whatever their environments started."""
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        for sock in self.sockets:
+            sock.close()
+        self.processes, self.sockets = [], []
+
+    def _ask(
+        self, kind: bytes, doing: str, payloads: list[bytes] | None = None, patience: float | None = None
+    ) -> list[bytes]:
+        """One command to every worker; their answers."""
+        if not self.sockets:
+            raise EnvError(f"{self.recipe.id}: its worker processes have ended")
+        for worker, sock in enumerate(self.sockets):
+            try:
+                send(sock, kind, payloads[worker] if payloads else b"")
+            except OSError as error:
+                raise self._dead(worker, doing) from error
+        return self._wait(f"{doing} did not return", patience or self.recipe.timeout, doing)
+
+    def _wait(self, hung: str, patience: float, doing: str = "start") -> list[bytes]:
+        """An answer from every worker, each environment taking at most `patience` seconds."""
+        replies: list[bytes] = [b""] * len(self.sockets)
+        waiting = {sock.fileno(): worker for worker, sock in enumerate(self.sockets)}
+        poll = select.poll()
+        for fd in waiting:
+            poll.register(fd, select.POLLIN | select.POLLHUP)
+        before = None
+        while waiting:
+            ready = poll.poll(patience * 1000)
+            if not ready:
+                now = self.at.tolist()
+                stuck = [w for w in waiting.values() if before is not None and before[w] == now[w]]
+                if stuck:
+                    limit = f"{hung} within {patience:g} s (env.timeout)"
+                    raise self._fail(stuck[0], limit)
+                before = now
+            for fd, _ in ready:
+                worker = waiting.pop(fd)
+                poll.unregister(fd)
+                replies[worker] = self._answer(worker, doing)
+        return replies
+
+    def _answer(self, worker: int, doing: str) -> bytes:
+        try:
+            kind, payload = receive(self.sockets[worker])
+        except (EOFError, OSError) as error:
+            raise self._dead(worker, doing) from error
+        if kind == b"!":
+            told = json.loads(payload)
+            self._kill()
+            raise EnvError(told["line"]) from WorkerTraceback("\n" + told["traceback"])
+        return payload
+
+    def _dead(self, worker: int, doing: str) -> EnvError:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.processes[worker].wait(2)
+        code = self.processes[worker].returncode
+        how = "" if code is None else f" (signal {-code})" if code < 0 else f" (exit code {code})"
+        return self._fail(worker, f"its process died in {doing}{how}")
+
+    def _fail(self, worker: int, what: str) -> EnvError:
+        i = int(self.at[worker])
+        self._kill()
+        where = f"{self.recipe.id}, environment {i}, episode {max(self.number[i], 0)}, step {self.length[i]}"
+        return EnvError(f"{where}: {what}")

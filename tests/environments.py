@@ -1,0 +1,151 @@
+"""Environments for tests, registered by import: a scripted one, and one that misbehaves in every way."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+
+class Counting(gym.Env):
+    """Counts: the observation is (episode's seed mod 1000, step); ends as its script says.
+
+    Episode lengths cycle through `lengths` by the seed; odd lengths terminate, even ones are truncated.
+    The reward is the step number, so that returns can be written down by hand.
+    """
+
+    lengths = (2, 5, 3, 4)
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Box(0.0, 1000.0, (2,), np.float32)
+        self.action_space = spaces.Discrete(3, start=2)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        super().reset(seed=seed)
+        self.tag, self.at = seed % 1000, 0
+        self.end = self.lengths[seed % len(self.lengths)]
+        return self._see(), {}
+
+    def step(self, action: int):
+        assert self.action_space.contains(action), action
+        self.at += 1
+        over = self.at == self.end
+        return self._see(), float(self.at), over and self.end % 2 == 1, over and self.end % 2 == 0, {}
+
+    def _see(self) -> np.ndarray:
+        return np.array([self.tag, self.at], np.float32)
+
+
+class Private(Counting):
+    """Draws from a source that no seed reaches, so that it cannot be replayed."""
+
+    def _see(self) -> np.ndarray:
+        return np.array([np.random.default_rng().uniform(0, 999), self.at], np.float32)
+
+
+class Nested(gym.Env):
+    """A Dict of all that can be flattened."""
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Dict(
+            position=spaces.Box(-1.0, 1.0, (2, 2), np.float64),
+            kind=spaces.Discrete(3, start=1),
+            flags=spaces.MultiBinary(2),
+            pair=spaces.Tuple((spaces.MultiDiscrete([2, 3]), spaces.Box(0, 9, (), np.int64))),
+        )
+        self.action_space = spaces.MultiDiscrete([2, 3])
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: np.ndarray):
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+class Misbehaving(gym.Env):
+    """Well-behaved but for one thing, once, and only in the episode whose seed is `victim` (None: in all)."""
+
+    def __init__(self, how: str, at: int = 3, victim: int | None = None) -> None:
+        self.observation_space = spaces.Box(-1.0, 1.0, (3,), np.float32)
+        self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+        self.where, _, self.how = how.partition(" ")
+        self.when, self.victim = (0 if self.where == "reset" else at), victim
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        super().reset(seed=seed)
+        self.at, self.bad = 0, self.victim in (None, seed)
+        return self._result(np.zeros(3, np.float32), {})
+
+    def step(self, action: np.ndarray):
+        self.at += 1
+        return self._result(np.zeros(3, np.float32), 1.0, False, False, {})
+
+    def _result(self, *result: Any) -> Any:
+        if not self.bad or self.at != self.when:
+            return result
+        if self.how in DEEDS:
+            DEEDS[self.how]()
+        at, value = CHANGES.get(self.how, (None, None))
+        if at is not None:
+            return (*result[:at], value, *result[at + 1 :])
+        return {"arity": result[:-1], "nothing": None, "bare": result[0]}.get(self.how, result)
+
+
+def _raise() -> None:
+    raise ValueError("the pole\nfell over")
+
+
+def _spin() -> None:
+    while True:
+        pass
+
+
+def _stubborn() -> None:
+    while True:
+        with contextlib.suppress(Exception):
+            time.sleep(1000)
+
+
+DEEDS = {
+    "raises": _raise,
+    "exits": lambda: sys.exit(3),
+    "sleeps": lambda: time.sleep(1000),
+    "spins": _spin,
+    "stubborn": _stubborn,
+    "dies": lambda: os._exit(3),
+    "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+}
+# what is returned in place of which value
+CHANGES = {
+    "shape": (0, np.zeros(4, np.float32)),
+    "broadcast": (0, np.zeros(1, np.float32)),
+    "dtype": (0, np.zeros(3, np.float64)),
+    "object": (0, np.array([None] * 3)),
+    "list": (0, [0.0, 0.0, 0.0]),
+    "none": (0, None),
+    "nan": (0, np.array([0, np.nan, 0], np.float32)),
+    "inf": (0, np.array([0, -np.inf, 0], np.float32)),
+    "outside": (0, np.array([0, 1.01, 0], np.float32)),
+    "reward-nan": (1, float("nan")),
+    "reward-inf": (1, np.float32(np.inf)),
+    "reward-array": (1, np.zeros(1)),
+    "reward-complex": (1, 1j),
+    "reward-text": (1, "1.0"),
+    "reward-none": (1, None),
+    "terminated-none": (2, None),
+    "terminated-float": (2, 0.0),
+    "truncated-text": (3, "no"),
+    "truncated-array": (3, np.zeros(1, bool)),
+}
+
+for name in ("Counting", "Private", "Nested", "Misbehaving"):
+    gym.register(f"{name}-v0", entry_point=f"environments:{name}")

@@ -1,0 +1,427 @@
+"""Vector environments: one contract whatever steps them, seeded, restorable, and distrusted."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from rl_natgrad.rollout import envs
+from rl_natgrad.rollout.checks import Checks
+from rl_natgrad.rollout.episode import episode_seed
+
+TESTS = Path(__file__).parent
+BACKENDS = ["sync", "async"]
+
+
+def make(id, backend="sync", num_envs=3, seed=0, timeout=60.0, **kwargs):
+    cfg = SimpleNamespace(id=id, backend=backend, allow_import=True, timeout=timeout, kwargs=kwargs)
+    return envs.make(cfg, num_envs, seed)
+
+
+def extra(module):
+    return pytest.mark.skipif(not _has(module), reason=f"needs the extra that brings {module}")
+
+
+def _has(module):
+    try:
+        __import__(module)
+    except ImportError:
+        return False
+    return True
+
+
+def actions(e, steps, seed=0):
+    e.action_space.seed(seed)
+    return [np.stack([e.action_space.sample() for _ in range(e.num_envs)]) for _ in range(steps)]
+
+
+def play(e, sent):
+    """The rows of those actions: (obs, reward, terminated, truncated), copied."""
+    return [tuple(x.copy() for x in e.step(a)) for a in sent]
+
+
+def same(left, right):
+    return all((x.tobytes(), x.dtype) == (y.tobytes(), y.dtype) for p, q in zip(left, right, strict=True)
+               for x, y in zip(p, q, strict=True))
+
+
+def run(code):
+    """A program of its own, from the checkout."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=TESTS.parent)
+
+
+@pytest.fixture
+def opened():
+    """`make` whose environments are closed at the end."""
+    made = []
+
+    def open_(*args, **kwargs):
+        made.append(make(*args, **kwargs))
+        return made[-1]
+
+    yield open_
+    for e in made:
+        e.close()
+
+
+# Episode ends
+
+
+def scripted(seed, index, steps):
+    """What Counting gives to environment `index`, by its script: obs, reward, terminated, truncated."""
+    number, at, over, rows = 0, 0, False, []
+    for _ in range(steps + 1):
+        tag = episode_seed(seed, index, number)
+        if over:
+            number, at, over = number + 1, 0, False
+            tag = episode_seed(seed, index, number)
+        end = (2, 5, 3, 4)[tag % 4]
+        over = at == end
+        rows.append(([tag % 1000, at], float(at), over and end % 2 == 1, over and end % 2 == 0))
+        at += 1
+    return rows
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ends_are_rows_of_their_own_and_resets_too(opened, backend):
+    e = opened("environments:Counting-v0", backend, seed=7)
+    first = e.reset().copy()
+    rows = play(e, actions(e, 60))
+    ends = 0
+    for i in range(3):
+        script = scripted(7, i, 60)
+        assert first[i].tolist() == script[0][0]
+        for (obs, reward, terminated, truncated), expected in zip(rows, script[1:], strict=True):
+            assert (obs[i].tolist(), reward[i], terminated[i], truncated[i]) == expected
+            ends += expected[2] or expected[3]
+    assert ends > 30
+
+
+@pytest.mark.parametrize(
+    "backend", ["sync", "native", "async", pytest.param("envpool", marks=extra("envpool"))]
+)
+def test_a_reset_row_follows_each_end(opened, backend):
+    e = opened("CartPole-v1", backend, num_envs=4)
+    e.reset()
+    done, ends = np.zeros(4, bool), 0
+    for obs, reward, terminated, truncated in play(e, actions(e, 300)):
+        assert (reward.dtype, obs.dtype, terminated.dtype, truncated.dtype) == (float, np.float32, bool, bool)
+        assert (reward == ~done).all() and not (terminated | truncated)[done].any()
+        assert (abs(obs[done]) <= 0.05).all()  # begun again
+        fell = (abs(obs[:, 0]) > 2.4) | (abs(obs[:, 2]) > 12 * np.pi / 180)
+        assert (terminated == fell).all()  # the last observation is the true one
+        ends, done = ends + done.sum(), terminated | truncated
+    assert ends > 20
+
+
+@pytest.mark.parametrize("backend", ["sync", "native"])
+def test_cartpole_is_truncated_at_500(opened, backend):
+    e = opened("CartPole-v1", backend, num_envs=2)
+    obs = e.reset()
+    for _ in range(500):
+        obs, _, terminated, truncated = e.step((obs @ np.array([0.1, 0.5, 1.0, 1.0]) > 0).astype(np.int64))
+    assert truncated.all() and not terminated.any()
+
+
+def test_native_cartpole_steps_as_the_scalar_one(opened):
+    e = opened("CartPole-v1", "native", num_envs=16)
+    obs = e.reset()
+    scalar = [gym.make("CartPole-v1") for _ in range(16)]
+    state = e.env.state.T.copy()
+    for k, one in enumerate(scalar):
+        one.reset(seed=0)
+        one.unwrapped.state = state[k]
+    live = np.ones(16, bool)
+    for a in actions(e, 100):
+        obs, reward, terminated, truncated = e.step(a)
+        for k in np.flatnonzero(live):
+            o, r, te, tr, _ = scalar[k].step(a[k])
+            assert (o == obs[k]).all() and (r, te, tr) == (reward[k], terminated[k], truncated[k])
+        live &= ~terminated
+    assert not live.any()
+
+
+# Seeding, backends that agree, coming back
+
+
+def test_neighbouring_seeds_share_no_first_episode(opened):
+    first = [opened("CartPole-v1", b, 8, s).reset().copy() for b in ("sync", "native") for s in (0, 1)]
+    assert len(np.unique(np.concatenate(first), axis=0)) == 32
+
+
+IDS = [
+    "CartPole-v1",
+    "Pendulum-v1",
+    pytest.param("LunarLander-v3", marks=extra("Box2D")),
+    pytest.param("BipedalWalker-v3", marks=extra("Box2D")),
+    pytest.param("HalfCheetah-v5", marks=extra("mujoco")),
+]
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_async_gives_the_transitions_of_sync(opened, id):
+    a, b = (opened(id, backend, num_envs=5, seed=3) for backend in BACKENDS)
+    assert same([(a.reset(),)], [(b.reset(),)])
+    sent = actions(a, 200)  # × 5 environments
+    assert same(play(a, sent), play(b, sent))
+
+
+@pytest.mark.parametrize("id", IDS)
+@pytest.mark.parametrize("backend", ["sync", "native", "async"])
+def test_a_restored_run_goes_on_bit_for_bit(opened, id, backend):
+    if backend == "native" and id != "CartPole-v1":
+        pytest.skip("there is no native one")
+    e = opened(id, backend, seed=5)
+    e.reset()
+    sent = actions(e, 230)
+    play(e, sent[:173])
+    stored = e.snapshot()
+    other = opened(id, backend, seed=5)
+    assert other.restore(stored)[1] == []
+    assert same(play(e, sent[173:]), play(other, sent[173:]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_moment_can_be_restored(opened, backend):
+    e, other = (opened("environments:Counting-v0", backend) for _ in range(2))
+    e.reset()
+    for a in actions(e, 12):
+        obs, differed = other.restore(e.snapshot())
+        assert differed == [] and (obs == e.restore(e.snapshot())[0]).all()
+        assert same(play(e, [a]), play(other, [a]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_private_randomness_is_noticed(opened, backend):
+    e = opened("environments:Private-v0", backend)
+    e.reset()
+    play(e, actions(e, 4))
+    assert e.restore(e.snapshot())[1] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("backend", ["sync", "native"])
+def test_a_snapshot_of_other_environments_is_refused(opened, backend):
+    three, two = opened("CartPole-v1", backend, 3), opened("CartPole-v1", backend, 2)
+    two.reset(), three.reset()
+    for wrong in (three.snapshot(), {"kind": "other"}):
+        with pytest.raises(ValueError, match="snapshot"):
+            two.restore(wrong)
+
+
+# Choosing
+
+
+def test_auto_never_depends_on_extras_and_can_be_restored(opened):
+    assert opened("CartPole-v1", "auto").backend == "native"
+    assert opened("Pendulum-v1", "auto").backend == "sync"
+    assert opened("environments:Counting-v0", "auto").restorable
+
+
+@pytest.mark.parametrize(
+    "id, backend, allow, kwargs, told",
+    [
+        ("CartPol-v1", "auto", False, {}, "CartPole"),
+        ("some.module:Mine-v0", "auto", False, {}, "env.allow_import=true"),
+        ("no_such_module:Mine-v0", "auto", True, {}, "no_such_module"),
+        ("Pendulum-v1", "native", False, {}, "use env.backend=sync"),
+        ("Pendulum-v1", "sync", False, {"gravty": 1}, "gravty"),
+        ("Pendulum-v1", "async", False, {"gravty": 1}, "gravty"),
+    ],
+)
+def test_what_cannot_be_made_is_one_line(id, backend, allow, kwargs, told):
+    cfg = SimpleNamespace(id=id, backend=backend, allow_import=allow, timeout=60.0, kwargs=kwargs)
+    with pytest.raises(envs.EnvSetupError, match=re.escape(told)) as error:
+        envs.make(cfg, 2, 0)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "missing, id, backend, extra",
+    [
+        ("mujoco", "Hopper-v5", "sync", "mujoco"),
+        ("Box2D", "LunarLander-v3", "sync", "box2d"),
+        ("ale_py", "ALE/Pong-v5", "sync", "atari"),
+        ("envpool", "CartPole-v1", "envpool", "envpool"),
+    ],
+)
+def test_a_missing_extra_is_answered_with_its_install_line(missing, id, backend, extra):
+    code = f"""
+import sys; sys.path[:0] = [{str(TESTS)!r}]; sys.modules[{missing!r}] = None
+from test_envs import make
+try:
+    make({id!r}, {backend!r})
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    done = run(code)
+    assert f'pip install "rl-natgrad[{extra}]"' in done.stdout and done.stdout.startswith("EnvSetupError"), done
+
+
+# Misbehaviour
+
+HANGS = ["step sleeps", "step spins", "reset sleeps"]
+DEATHS = ["step dies", "step killed", "reset dies"]
+# what happens, and what the error must say of it
+WRONG = {
+    "reset raises": "reset raised ValueError: the pole fell over",
+    "reset exits": "reset raised SystemExit: 3",
+    "reset shape": "observation has shape (4,), expected (3,)",
+    "reset dtype": "observation has dtype float64, expected float32",
+    "reset bare": "reset returned a ndarray, expected (observation, info)",
+    "reset nothing": "reset returned a NoneType",
+    "reset nan": "observation[1] is nan",
+    "step raises": "step raised ValueError: the pole fell over",
+    "step exits": "step raised SystemExit: 3",
+    "step arity": "step returned 4 values, expected",
+    "step nothing": "step returned a NoneType",
+    "step shape": "observation has shape (4,), expected (3,)",
+    "step broadcast": "observation has shape (1,), expected (3,)",
+    "step dtype": "observation has dtype float64, expected float32",
+    "step object": "observation has dtype object, expected float32",
+    "step list": "observation is list [0.0, 0.0, 0.0], expected a numpy array",
+    "step none": "observation is NoneType None",
+    "step nan": "observation[1] is nan",
+    "step inf": "observation[1] is -inf",
+    "step outside": "observation[1] is 1.01, outside its space's [-1, 1]",
+    "step reward-nan": "reward is nan",
+    "step reward-inf": "reward is inf",
+    "step reward-array": "reward is ndarray",
+    "step reward-complex": "reward is complex 1j",
+    "step reward-text": "reward is str '1.0'",
+    "step reward-none": "reward is NoneType None",
+    "step terminated-none": "terminated is NoneType None, expected a bool",
+    "step terminated-float": "terminated is float 0.0, expected a bool",
+    "step truncated-text": "truncated is str 'no', expected a bool",
+    "step truncated-array": "truncated is ndarray",
+}
+
+
+def misbehave(how, backend, timeout=60.0):
+    """The error of a rollout of 8 rows in which environment 1 misbehaves at its third step (or its reset)."""
+    victim = episode_seed(0, 1, 0)
+    e = make("environments:Misbehaving-v0", backend, 3, timeout=timeout, how=how, victim=victim)
+    try:
+        with pytest.raises(envs.EnvError) as error:
+            obs, rows = [e.reset().copy()], []
+            for a in actions(e, 8):
+                rows.append(tuple(x.copy() for x in e.step(a)))
+                obs.append(rows[-1][0])
+            reward, ends = np.stack([r[1] for r in rows]), np.stack([r[2] | r[3] for r in rows])
+            Checks("Misbehaving-v0", e.observation_space, 3)(np.stack(obs), reward, ends)
+        return str(error.value)
+    finally:
+        e.close()
+
+
+def in_place(line, how):
+    step = 0 if how.startswith("reset") else 3
+    where = rf"Misbehaving-v0, environment 1, (episode 0, )?step {step}: "
+    return re.search(where, line) and "\n" not in line
+
+
+FEW = ["reset raises", "step raises", "step shape", "step nan", "step reward-array"]
+
+
+@pytest.mark.parametrize(
+    "how, backend",
+    [(how, "sync") for how in WRONG]
+    + [pytest.param(how, "async", marks=[] if how in FEW else pytest.mark.slow) for how in WRONG],
+)
+def test_misbehaviour_is_named(how, backend):
+    line = misbehave(how, backend)
+    assert in_place(line, how) and WRONG[how] in line, line
+
+
+@pytest.mark.parametrize("how", HANGS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_hang_is_ended_and_named(how, backend):
+    line = misbehave(how, backend, timeout=0.5)
+    assert in_place(line, how) and f"{how.split()[0]} did not return within 0.5 s (env.timeout)" in line, line
+
+
+@pytest.mark.parametrize("how", DEATHS)
+def test_a_dead_worker_is_named(how):
+    line = misbehave(how, "async")
+    end = "(signal 9)" if how == "step killed" else "(exit code 3)"
+    assert in_place(line, how) and f"its process died in {how.split()[0]} {end}" in line, line
+
+
+def test_an_error_in_a_worker_keeps_its_traceback(opened):
+    e = opened("environments:Misbehaving-v0", "async", how="step raises", at=1)
+    e.reset()
+    with pytest.raises(envs.EnvError) as error:
+        e.step(actions(e, 1)[0])
+    assert "in _raise" in str(error.value.__cause__)
+    with pytest.raises(envs.EnvError, match="have ended"):
+        e.step(actions(e, 1)[0])
+
+
+C_HANG = """
+import ctypes, sys; sys.path[:0] = [{tests!r}]
+import environments, test_envs
+environments.DEEDS["stubborn"] = {deed}
+e = test_envs.make("environments:Misbehaving-v0", timeout=0.4, how="step stubborn")
+e.reset()
+for a in test_envs.actions(e, 8): e.step(a)
+"""
+
+
+@pytest.mark.parametrize(
+    "deed, told",
+    [
+        ("environments._stubborn", "Misbehaving-v0, environment 0, episode 0, step 3: step did not return"),
+        # PyDLL keeps the interpreter's lock, and a signal only ends one sleep
+        ("lambda: [ctypes.PyDLL(None).sleep(1000) for _ in iter(int, 1)]", "in step"),
+    ],
+)
+def test_a_hang_that_swallows_errors_or_holds_the_interpreter_exits_1(deed, told):
+    code = C_HANG.format(tests=str(TESTS), deed=deed)
+    done = run(code)
+    assert done.returncode == 1 and told in done.stderr, done
+
+
+def test_no_worker_outlives_a_killed_parent():
+    code = f"""
+import sys; sys.path[:0] = [{str(TESTS)!r}]
+import test_envs
+e = test_envs.make("environments:Misbehaving-v0", "async", how="step spins")
+e.reset()
+print(*[p.pid for p in e.processes], flush=True)
+for a in test_envs.actions(e, 8): e.step(a)
+"""
+    command = [sys.executable, "-c", code]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=TESTS.parent)
+    workers = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(workers) >= 1
+    time.sleep(0.2)  # long enough to be inside the loop that never ends
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 5
+    while any(_alive(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(_alive(pid) for pid in workers)
+
+
+def _alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_closing_leaves_no_process(opened):
+    e = opened("CartPole-v1", "async")
+    e.reset()
+    pids = [p.pid for p in e.processes]
+    e.close()
+    assert not any(_alive(pid) for pid in pids)
+    e.close()  # twice is fine
