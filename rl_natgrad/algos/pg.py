@@ -1,7 +1,5 @@
 """Policy gradient: Williams 1992, Sutton et al. 2000; one step of a first-order optimizer per batch."""
 
-from math import isfinite
-
 import torch
 from torch import Tensor
 
