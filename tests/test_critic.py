@@ -1,0 +1,162 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from oracles import randn, rng
+
+from rl_natgrad.algos.critic import (
+    AdamFit,
+    Critic,
+    LBFGSFit,
+    NoCritic,
+    TrustRegionFit,
+    fit_info,
+    merge_moments,
+)
+from rl_natgrad.algos.problem import Batch
+from rl_natgrad.policy.networks import MLP
+
+NET = MLP((2, 16, 1), last_gain=1.0)
+FITS = {
+    "adam": lambda theta: AdamFit(theta, np.random.default_rng(0), lr=5e-3, epochs=5, minibatch=64),
+    "lbfgs": lambda theta: LBFGSFit(max_iter=10, history=10),
+    "trust region": lambda theta: TrustRegionFit(delta=0.1, damping=0.01, max_iter=10, steps=2),
+    "gauss newton": lambda theta: TrustRegionFit(delta=None, damping=0.01, max_iter=10, steps=2),
+}
+each_fit = pytest.mark.parametrize("name", FITS)
+
+
+def make(name: str, normalize=True) -> Critic:
+    theta = NET.init(rng(0))
+    return Critic(NET, theta, FITS[name](theta), normalize)
+
+
+def batch(seed: int, N: int = 256) -> Batch:
+    """Returns of a smooth function far from 0 and from unit scale."""
+    obs = randn(seed, N, 2)
+    value = 50 + 20 * torch.sin(obs[:, 0]) - 10 * obs[:, 1]
+    return Batch(obs, torch.zeros(N), torch.zeros(N), value.double())
+
+
+@each_fit
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_critic_learns_a_function(name, dtype, float64):
+    torch.set_default_dtype(dtype)
+    critic = make(name)
+    critic.theta = critic.theta.to(dtype)
+    for k in range(25):
+        info = critic.fit(batch(k))
+    assert info["critic/explained_variance"] > 0.97
+    fresh = batch(99)
+    assert float(((critic.values(fresh.obs) - fresh.ret) ** 2).mean()) < 0.03 * float(fresh.ret.var())
+
+
+@each_fit
+def test_info_is_of_before_the_fit(name):
+    critic, data = make(name), batch(0)
+    error = (data.ret - critic.values(data.obs)).numpy()
+    info = critic.fit(data)
+    assert info["critic/loss"] == pytest.approx((error**2).mean())
+    assert info["critic/explained_variance"] == pytest.approx(1 - error.var() / data.ret.numpy().var())
+    assert critic.fit(data)["critic/loss"] < info["critic/loss"]
+
+
+def test_explained_variance_by_hand():
+    # Errors 1, 0, 0, −1 (variance 1/2) of returns 1, 2, 3, 4 (variance 5/4).
+    info = fit_info(torch.tensor([0.0, 2.0, 3.0, 5.0]), torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    assert info == pytest.approx({"critic/loss": 0.5, "critic/explained_variance": 0.6})
+    # A constant error explains everything, and is still an error.
+    info = fit_info(torch.tensor([0.0, 1.0]), torch.tensor([2.0, 3.0]))
+    assert info == pytest.approx({"critic/loss": 4.0, "critic/explained_variance": 1.0})
+    # Of returns that do not vary there is nothing to explain.
+    assert fit_info(torch.zeros(3), torch.ones(3)) == {"critic/loss": 1.0}
+
+
+@pytest.mark.parametrize("sizes", [(5,), (3, 4), (1, 1, 7)])
+def test_running_moments_equal_those_of_all_samples_at_once(sizes):
+    parts = [100 + 7 * randn(seed, n).double() for seed, n in enumerate(sizes)]
+    moments = np.zeros(3)
+    for part in parts:
+        moments = merge_moments(moments, part)
+    whole = torch.cat(parts).numpy()
+    np.testing.assert_allclose(moments, [len(whole), whole.mean(), whole.var() * len(whole)], rtol=1e-10)
+
+
+@each_fit
+def test_normalised_values_do_not_depend_on_the_returns_scale(name):
+    values = []
+    for scale, shift in ((1.0, 0.0), (1000.0, -300.0)):
+        critic, data = make(name), batch(0)
+        data = Batch(data.obs, data.action, data.adv, scale * data.ret + shift)
+        for _ in range(2):
+            critic.fit(data)
+        values.append((critic.values(data.obs).double() - shift) / scale)
+    torch.testing.assert_close(*values, rtol=1e-2, atol=0.5)
+
+
+def test_without_normalisation_values_are_the_networks_outputs():
+    critic = make("adam", normalize=False)
+    critic.fit(batch(0))
+    obs = randn(1, 5, 2)
+    assert torch.equal(critic.values(obs), NET.forward(critic.theta, obs).squeeze(-1))
+
+
+@each_fit
+def test_returns_that_do_not_vary_are_learned(name):
+    critic, data = make(name), batch(0)
+    data = Batch(data.obs, data.action, data.adv, torch.full((256,), -3.0, dtype=torch.float64))
+    for _ in range(30):
+        critic.fit(data)
+    assert (critic.values(data.obs) + 3).abs().max() < 0.2
+
+
+@each_fit
+def test_saved_and_loaded_a_critic_goes_on_bit_for_bit(name):
+    results = []
+    for stop in (None, 0, 2):
+        critic = make(name)
+        for k in range(4):
+            if k == stop:
+                saved, critic = copy.deepcopy(critic.state()), make(name)
+                critic.load(saved)
+            critic.fit(batch(k))
+        results.append((critic.theta, critic.moments))
+    for theta, moments in results[1:]:
+        assert torch.equal(theta, results[0][0])
+        assert (moments == results[0][1]).all()
+
+
+@each_fit
+def test_saved_state_does_not_change_while_training_goes_on(name):
+    critic = make(name)
+    critic.fit(batch(0))
+    saved = critic.state()
+    theta, moments, fit = saved["theta"].clone(), saved["moments"].copy(), copy.deepcopy(saved["fit"])
+    critic.fit(batch(1))
+    assert torch.equal(saved["theta"], theta) and (saved["moments"] == moments).all()
+    assert str(saved["fit"]) == str(fit)
+
+
+@each_fit
+@pytest.mark.parametrize("where", ["return", "observation"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_batch_that_is_not_finite_teaches_nothing(name, where, bad):
+    critic, data = make(name), batch(1)
+    critic.fit(batch(0))
+    theta, moments = critic.theta.clone(), critic.moments.copy()
+    other, saved = make(name), copy.deepcopy(critic.state())
+    (data.ret if where == "return" else data.obs)[3] = bad
+    info = critic.fit(data)
+    assert info["critic/not_finite"] == 1
+    assert torch.equal(critic.theta, theta) and (critic.moments == moments).all()
+    other.load(saved)
+    for c in (critic, other):  # nor does anything remember it
+        c.fit(batch(2))
+    assert torch.equal(critic.theta, other.theta)
+
+
+def test_no_critic_says_nothing():
+    critic = NoCritic()
+    assert not critic.values(randn(0, 4, 2)).any()
+    assert critic.fit(batch(0)) == {} and critic.state() == {}
