@@ -1,5 +1,6 @@
 """State values V(s), regressed on returns: one critic, several ways to fit it."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -65,16 +66,20 @@ class Critic:
     def fit(self, batch: Batch) -> dict[str, float]:
         """Regresses on the batch's returns. Returns error and explained variance from before the fit.
 
-        Where the new parameters are not finite the old ones stay, and critic/not_finite is logged.
+        Where the new parameters are not finite all stays as it was, and critic/not_finite is logged.
         """
         info = fit_info(self.values(batch.obs).double(), batch.ret)
         moments = merge_moments(self.moments, batch.ret) if self.normalize else self.moments
         mean, std = _scale(moments)
         target = ((batch.ret - mean) / std).to(self.theta.dtype).unsqueeze(-1)
-        if not bool(target.isfinite().all()):
-            return info | {"critic/not_finite": 1.0}
-        self.moments, self.theta = moments, self.regress(self.net, self.theta, batch.obs, target)
-        return info
+        if bool(target.isfinite().all()):
+            before = self.regress.state()
+            theta = self.regress(self.net, self.theta, batch.obs, target)
+            if bool(theta.isfinite().all()) and math.isfinite(info["critic/loss"]):
+                self.moments, self.theta = moments, theta
+                return info
+            self.regress.load(before)
+        return info | {"critic/not_finite": 1.0}
 
     def _scale(self) -> tuple[float, float]:
         return _scale(self.moments)
