@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
 import platform
 import secrets
 import shlex
@@ -35,46 +32,6 @@ def create(runs_dir: str | Path, env_id: str, algo: str, seed: int) -> Path:
             return path
         except FileExistsError:
             continue
-
-
-_held: dict[Path, int] = {}  # the folders that this process runs, and the descriptors that lock them
-
-
-def hold(path: Path) -> None:
-    """The run is this process's until it finishes or dies: two that write into one folder would ruin it.
-
-    Raises:  BlockingIOError where another process has it.
-    """
-    key = path.resolve()
-    if key not in _held:
-        descriptor = os.open(path, os.O_RDONLY)
-        for _ in range(10):
-            if not _locked(descriptor):
-                break
-            time.sleep(0.05)  # somebody may just be asking `is_running`
-        else:
-            os.close(descriptor)
-            raise BlockingIOError(errno.EWOULDBLOCK, "another process is running this run", str(path))
-        _held[key] = descriptor
-
-
-def is_running(path: Path) -> bool:
-    """Whether some process holds the run, as far as this machine can see."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        return _locked(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        pass  # a network file system without locks
-    return False
 
 
 class RunRecord:
@@ -114,7 +71,6 @@ class RunRecord:
             "restorable": restorable,
             "start": _now(),
         }
-        hold(Path(path))
         record = cls(path, data)
         record.update(end=None, outcome="running", error=None)
         return record
@@ -123,10 +79,8 @@ class RunRecord:
     def resume(cls, path: Path, *, command: str, **changed: Any) -> RunRecord:
         """The record in folder `path`, running again: its start is kept, `changed` keys are replaced.
 
-        Raises:  OSError where run.json cannot be read or another process has the run, ValueError where it is
-        no record.
+        Raises:  OSError where run.json cannot be read, ValueError where it is no record.
         """
-        hold(Path(path))
         data = read_record(path)
         again = {"start": _now(), "command": command, "after": data.get("outcome")}
         record = cls(path, data)
@@ -151,8 +105,6 @@ class RunRecord:
                 self.update(end=_now(), outcome=outcome, error=lines[-1].strip().splitlines()[-1])
         else:
             self.update(end=_now(), outcome=outcome, error=error)
-        if (descriptor := _held.pop(self.path.resolve(), None)) is not None:
-            os.close(descriptor)
 
 
 def command_line(module: str, arguments: list[str] | None = None) -> str:
