@@ -88,11 +88,11 @@ class Progress:
         train_return: mean of the last 100 episodes.  eval_returns: mean, standard deviation, episodes.
         """
         self.close()
-        parts = [f"{step:,} steps in {_duration(time.monotonic() - self._start)}"]
-        parts.append(f"return {_number(train_return)} (last 100 episodes)")
+        parts = [f"{step:,} steps in {duration(time.monotonic() - self._start)}"]
+        parts.append(f"return {number(train_return)} (last 100 episodes)")
         if eval_returns is not None:
             mean, std, episodes = eval_returns
-            parts.append(f"evaluation {_number(mean)} ± {_number(std)} ({episodes} episodes)")
+            parts.append(f"evaluation {number(mean)} ± {number(std)} ({episodes} episodes)")
         word = {"finished": "done"}.get(outcome, outcome)
         self._say(f"{word:<7} {' · '.join(parts)}")
         self._say(f"watch   tensorboard --logdir {runs_dir}")
@@ -109,12 +109,12 @@ class Progress:
         rate = (step - self._first) / max(now - self._start, 1e-9)
         left = max(self._total - step, 0) / rate if rate > 0 else 0.0
         share = f"{min(step / self._total, 1):4.0%}"
-        parts = [share, f"{step:,}/{self._total:,}", f"return {_number(row.get('rollout/return'))}"]
+        parts = [share, f"{step:,}/{self._total:,}", f"return {number(row.get('rollout/return'))}"]
         if row.get("policy/kl") is not None:
             parts.append(f"kl {row['policy/kl']:.4f}")
         if row.get("search/tries") is not None:
             parts.append(f"backtracks {max(int(row['search/tries']) - 1, 0)}")
-        parts += [f"{_two_digits(rate):,} steps/s", f"eta {int(left) // 60}:{int(left) % 60:02d}"]
+        parts += [f"{two_digits(rate):,} steps/s", f"eta {int(left) // 60}:{int(left) % 60:02d}"]
         while len("  ".join(parts)) > width and len(parts) > 5:
             del parts[-3]
         return "  ".join(parts)
@@ -135,19 +135,20 @@ def _bar(stream: TextIO, total: int):
     return bar
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     """A return for people: 489, -91.3, 0.52; - where no episode has ended yet."""
     if value is None:
         return "-"
     return f"{value:.0f}" if abs(value) >= 100 or float(value).is_integer() else f"{value:.3g}"
 
 
-def _two_digits(rate: float) -> int:
+def two_digits(rate: float) -> int:
     """31,234 as 31,000: the rest is noise."""
     return int(float(f"{rate:.2g}"))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A duration for people: 42.0 s, 5 min 03 s, 2 h 07 min."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(int(seconds), 60)
