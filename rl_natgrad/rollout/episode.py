@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,8 @@ class Recipe:
     def build(self) -> gym.Env:
         """One environment; Atari games as Mnih et al. 2015 saw them (84 × 84, grey, 4 frames)."""
         if not self.id.startswith("ALE/"):
-            return gym.make(self.spec, disable_env_checker=True, **self.kwargs)
+            with _no_model_warnings(self.spec):
+                return gym.make(self.spec, disable_env_checker=True, **self.kwargs)
         env = gym.make(self.spec, disable_env_checker=True, **{"frameskip": 1, **self.kwargs})
         return FrameStackObservation(AtariPreprocessing(env), 4)
 
@@ -156,6 +158,24 @@ class Episode:
         if value.shape != () or value.dtype.kind not in "biuf":
             raise self.error(f"reward is {brief(reward)}, expected a real number")
         return float(value)
+
+
+@contextlib.contextmanager
+def _no_model_warnings(spec: EnvSpec) -> Iterator[None]:
+    """Gymnasium's own models make MuJoCo 4 warn, once per environment, and start a MUJOCO_LOG.TXT here."""
+    mujoco = None
+    if str(spec.entry_point).startswith("gymnasium.envs.mujoco"):
+        with contextlib.suppress(ImportError):
+            import mujoco
+    if mujoco is None:
+        yield
+        return
+    before = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(lambda _: None)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(before)
 
 
 def _arity(result: Any) -> str:

@@ -127,9 +127,9 @@ def _float32(bound: np.ndarray) -> np.ndarray:
 def action_map(space: spaces.Space) -> tuple[spaces.Space, Callable[[np.ndarray], np.ndarray]]:
     """The space the policy acts in, and the function from its actions (B, *A) to the environment's.
 
-    Finite Box: a ↦ clip(low + (clip(a, −1, 1) + 1)/2 · (high − low), low, high).  The second clip is needed:
-    bounds such as (−1.7, 0.3) overshoot by rounding.  Other Boxes are clipped to what bounds they have.
-    Integer spaces are shifted to start at 0.
+    Finite Box: a ↦ clip(low·(1 − c)/2 + high·(1 + c)/2, low, high), c = clip(a, −1, 1).  The second clip is
+    needed: bounds such as (−1.7, 0.3) overshoot by rounding.  Other Boxes are clipped to what bounds they
+    have.  Integer spaces are shifted to start at 0.
     """
     if isinstance(space, spaces.Discrete):
         shift = int(space.start)
@@ -149,19 +149,22 @@ def action_map(space: spaces.Space) -> tuple[spaces.Space, Callable[[np.ndarray]
 
 def _box_actions(space: spaces.Box) -> tuple[spaces.Box, Callable[[np.ndarray], np.ndarray]]:
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    centre, half = low / 2 + high / 2, high / 2 - low / 2  # high − low can overflow
     width = int(np.prod(space.shape))
     whole = np.issubdtype(space.dtype, np.integer)
     finite = bool(np.isfinite(low).all() and np.isfinite(high).all())
 
-    exact = finite and not centre.any()  # ±half·clip(a) needs no second clip
+    symmetric = finite and np.array_equal(low, -high)  # high · clip(a) is exact at its ends
 
     def to_env(action: np.ndarray) -> np.ndarray:
         action = action.reshape(-1, *space.shape)
         if finite:
-            action = half * np.minimum(np.maximum(action, -1.0), 1.0)
-        if not exact:
-            action = np.minimum(np.maximum(action + centre if finite else action, low), high)
+            action = np.minimum(np.maximum(action, -1.0), 1.0)
+        if symmetric:
+            action = high * action
+        else:
+            if finite:  # in two terms: high − low can overflow, and each end comes out exact
+                action = low * (0.5 - 0.5 * action) + high * (0.5 + 0.5 * action)
+            action = np.minimum(np.maximum(action, low), high)
         return (np.rint(action) if whole else action).astype(space.dtype)
 
     if finite:
