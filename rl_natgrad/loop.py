@@ -1,211 +1,171 @@
 """The training loop: iterate, evaluate, log, checkpoint, until the steps are done or somebody says stop."""
 
-import signal
+import contextlib
+import shlex
 import sys
 import time
+from contextlib import ExitStack, closing
 from pathlib import Path
 
-from rl_natgrad import __version__, config
+import numpy as np
+
+from rl_natgrad import __version__, state
 from rl_natgrad.config import Config, ConfigError
 from rl_natgrad.rollout.errors import EnvError, EnvSetupError
-from rl_natgrad.run import checkpoint, folder
-from rl_natgrad.run.checkpoint import Checkpoints
-from rl_natgrad.run.logger import Logger, cut
+from rl_natgrad.run import folder, lock
+from rl_natgrad.run.checkpoint import Checkpoints, State
+from rl_natgrad.run.logger import Logger
 from rl_natgrad.run.progress import Progress
-from rl_natgrad.run.records import read_record
+from rl_natgrad.run.signals import Stop, Stopped
 from rl_natgrad.training import NotFinite, Training
 
-RESUMABLE = {"total_steps", "device", "eval.every", "eval.episodes", "checkpoint.every", "checkpoint.keep"}
-"""What may be different when a run goes on: none of it changes the updates that are yet to come."""
 
+def start(cfg: Config, overrides: list[str], stop: Stop) -> int:
+    """Trains a new run. Returns the exit code: 0 finished, 1 failed, 2 refused, 130 or 143 stopped.
 
-def start(cfg: Config, overrides: list[str]) -> int:
-    """Trains a new run. Returns the exit code: 0 finished, 1 failed, 2 refused, 130 or 143 stopped."""
-    try:
-        training = Training(cfg)
-    except (EnvSetupError, ConfigError) as error:
-        return _say(error, 2)
-    try:
-        path = folder.create(cfg.runs_dir, cfg.env.id, cfg.algo.name, cfg.seed)
-        record = folder.RunRecord.start(
-            path, command=folder.command_line("rl_natgrad.train"), config=cfg.model_dump(mode="json"),
-            threads=cfg.torch_threads, device=cfg.device,
-            backend=training.envs.backend, restorable=training.envs.restorable,
-        )  # fmt: skip
-        logger = Logger(path)
-        logger.hparams(cfg.model_dump(mode="json"), overrides)
-    except OSError as error:
-        training.close()
-        return _say(error, 1)
-    return Run(cfg, training, path, record, logger).go()
-
-
-def resume(path: Path, overrides: list[str]) -> int:
-    """Goes on with a run from its newest checkpoint, as if it had never stopped. Returns the exit code."""
-    try:
-        record = read_record(path)
-        cfg = config.override(config.validate(record["config"]), overrides, RESUMABLE)
-        state, damaged = _newest(path)
-        if record["outcome"] == "finished" and state["step"] >= cfg.total_steps:
-            print(f"done    {path} has its {state['step']:,} steps; nothing is left to do")
-            return 0
-        training = Training(cfg)
-        differed = training.load(state)
-    except (EnvSetupError, ConfigError, ValueError) as error:
-        return _say(error, 2)
-    except OSError as error:
-        return _say(error, 1)
-    try:
-        cut(path, training.update)
-        logger = Logger(path, purge_step=training.step + 1)
-        record = folder.RunRecord.resume(
-            path, command=folder.command_line("rl_natgrad.train"), config=cfg.model_dump(mode="json")
-        )
-    except OSError as error:
-        training.close()
-        return _say(error, 1)
-    run = Run(cfg, training, path, record, logger, elapsed=state["elapsed"], best=state["best"])
-    for line in damaged:
-        print(f"note    {line}; went on from the one before it")
-    if differed:
-        print(f"note    environments {differed} have random sources of their own: they did not come back the same")
-    return run.go()
+    Raises: Stopped before anything is on disk.
+    """
+    with ExitStack() as stack:
+        try:
+            training = stack.enter_context(closing(Training(cfg)))
+        except (EnvSetupError, ConfigError) as error:
+            return say(error, 2)
+        stack.enter_context(stop.patient())
+        try:
+            path = folder.create(cfg.runs_dir, cfg.env.id, cfg.algo.name, cfg.seed)
+            stack.enter_context(lock.hold(path))
+            record = folder.RunRecord.start(
+                path, command=folder.command_line("rl_natgrad.train"), config=cfg.model_dump(mode="json"),
+                threads=cfg.torch_threads, device=cfg.device,
+                backend=training.envs.backend, restorable=training.envs.restorable,
+            )  # fmt: skip
+            logger = Logger(path)
+            logger.hparams(cfg.model_dump(mode="json"), overrides)
+        except OSError as error:
+            return say(error, 1)
+        return Run(cfg, training, path, record, logger, stop).go()
 
 
 class Run:
-    """A training with its folder, from here to its end."""
+    """A training with its folder, from here to its end.
+
+    Args: before: what `State["run"]` held where the run goes on.  notes: for the person who started it.
+    """
 
     def __init__(
-        self, cfg: Config, training: Training, path: Path, record: folder.RunRecord, logger: Logger, *,
-        elapsed: float = 0.0, best: float | None = None,
+        self, cfg: Config, training: Training, path: Path, record: folder.RunRecord, logger: Logger, stop: Stop,
+        *, before: State | None = None, notes: tuple[str, ...] = (),
     ):  # fmt: skip
         self.cfg, self.training, self.path, self.record, self.logger = cfg, training, path, record, logger
-        self.before, self.best, self.stop = elapsed, best, Stop()
+        self.stop, self.notes = stop, notes
+        before = before or {"elapsed": 0.0, "best": None, "row": {}}
+        self._before, self.best = before["elapsed"], before["best"]
+        self.row = {tag: float(value) for tag, value in before["row"].items()}
         self.checkpoints = Checkpoints(path, cfg.checkpoint.keep, __version__)
         self.progress = Progress(cfg.total_steps, first_step=training.step)
-        self.final: dict[str, float] = {}
+        self._start = time.perf_counter()
 
     def go(self) -> int:
         """Trains to the end, and leaves the folder saying how it ended. Returns the exit code."""
         try:
-            with self.stop, self.progress:
+            with self.progress:
                 self._header()
-                self._train()
-                outcome = "stopped" if self.stop.signal else "finished"
-                self._end(outcome)
-                return 128 + self.stop.signal if self.stop.signal else 0
+                return self._to_the_end()
         except (EnvError, NotFinite, OSError) as error:
             self._failed(error)
-            return _say(error, 1)
+            return say(error, 1)
         except BaseException as error:
             self._failed(error)
             raise
-        finally:
-            self.training.close()
+
+    def _to_the_end(self) -> int:
+        try:
+            self._train()
+            self._save()
+            with self.stop.at_once():
+                final = self.training.evaluate()
+        except Stopped:
+            if self.training.update:
+                self._save()
+            self._end("stopped")
+            print(f"resume  python -m rl_natgrad.train resume={shlex.quote(str(self.path))}", flush=True)
+            return self.stop.code
+        self.logger.write(final, self.training.step, self.training.update)
+        self._end("finished", final)
+        return 0
 
     def _train(self) -> None:
-        cfg, training, self._start = self.cfg, self.training, time.perf_counter()
-        while training.step < cfg.total_steps and not self.stop.signal:
-            row = training.iterate()
+        """Updates until the steps are done. Raises: Stopped after the update in which a signal came."""
+        cfg, training = self.cfg, self.training
+        while self.row or training.step < cfg.total_steps:
+            self.row = self.row or training.iterate()  # a row is left from a stop during its evaluation
             if cfg.eval.every and training.update % cfg.eval.every == 0:
-                row |= self._evaluate()
-            row["time/elapsed"] = self.elapsed
-            row["time/steps_per_second"] = training.step / row["time/elapsed"]
-            self.logger.write(row, training.step, training.update)
-            self.progress.update(training.step, row)
+                self.row |= self._evaluate()
+            self._log()
             if cfg.checkpoint.every and training.update % cfg.checkpoint.every == 0:
                 self._save()
-
-    def _end(self, outcome: str) -> None:
-        self._save()
-        if outcome == "finished":
-            self.final = self._evaluate()
-            self.logger.write(self.final, self.training.step, self.training.update)
-        self.logger.close(outcome)
-        self.record.finish(outcome)
-        evaluated = self.final and (self.final["eval/return"], self.final["eval/return_std"], self.cfg.eval.episodes)
-        self.progress.done(
-            self.path, Path(self.cfg.runs_dir), self.training.step, outcome=outcome,
-            train_return=self.training.train_return, eval_returns=evaluated or None,
-        )  # fmt: skip
-        if outcome == "stopped":
-            print(f"resume  python -m rl_natgrad.train resume={self.path}", flush=True)
+            self.stop.check()
 
     def _evaluate(self) -> dict[str, float]:
-        """Evaluates, and keeps the state where that was the best so far."""
-        info = self.training.evaluate()
+        """Evaluates, and keeps the state where that was the best so far. Raises: Stopped at once."""
+        with self.stop.at_once():
+            info = self.training.evaluate()
         if self.best is None or info["eval/return"] > self.best:
             self.best = info["eval/return"]
             self.checkpoints.save_best(self._state())
         return info
 
+    def _log(self) -> None:
+        training, elapsed = self.training, self._elapsed()
+        row = self.row | {"time/elapsed": elapsed, "time/steps_per_second": training.step / elapsed}
+        self.logger.write(row, training.step, training.update)
+        self.progress.update(training.step, row)
+        self.row = {}
+
     def _save(self) -> None:
         self.checkpoints.save(self._state(), self.training.update)
 
-    def _state(self) -> checkpoint.State:
-        return self.training.state() | {"elapsed": self.elapsed, "best": self.best}
+    def _state(self) -> State:
+        row = {tag: np.array(float(value)) for tag, value in self.row.items() if value is not None}
+        return state.take(self.training) | {"run": {"elapsed": self._elapsed(), "best": self.best, "row": row}}
+
+    def _elapsed(self) -> float:
+        """Seconds of training, earlier stretches of a resumed run included."""
+        return self._before + time.perf_counter() - self._start
 
     @property
-    def elapsed(self) -> float:
-        """Seconds of training, earlier stretches of a resumed run included."""
-        return self.before + time.perf_counter() - self._start
+    def _runs_dir(self) -> Path:
+        return self.path.parents[min(2, len(self.path.parents) - 1)]  # where the run is now, not where it was
 
     def _header(self) -> None:
-        training, notes = self.training, []
+        training, notes = self.training, [*self.notes]
         if training.envs.note:
             notes.append(training.envs.note)
         if not training.envs.restorable:
             notes.append(f"backend {training.envs.backend} cannot save environments: resuming starts new episodes")
         self.progress.header(
-            self.path, Path(self.cfg.runs_dir), self.cfg.model_dump(mode="json"), device=self.cfg.device,
+            self.path, self._runs_dir, self.cfg.model_dump(mode="json"), device=self.cfg.device,
             threads=self.cfg.torch_threads, note="; ".join(notes) or None,
+        )  # fmt: skip
+
+    def _end(self, outcome: str, final: dict[str, float] | None = None) -> None:
+        self.logger.close(outcome)
+        self.record.finish(outcome)
+        self.progress.done(
+            self.path, self._runs_dir, self.training.step, outcome=outcome,
+            train_return=self.training.train_return,
+            eval_returns=final and (final["eval/return"], final["eval/return_std"], self.cfg.eval.episodes),
         )  # fmt: skip
 
     def _failed(self, error: BaseException) -> None:
         self.progress.close()
-        try:
+        with contextlib.suppress(OSError):  # the disk may be what failed the run; `error` says so
             self.logger.close("failed")
+        with contextlib.suppress(OSError):
             self.record.finish("failed", error)
-        except OSError:
-            pass  # the disk that failed the run; what it says is in `error`
 
 
-class Stop:
-    """Notes the first SIGINT or SIGTERM, so that the update in hand ends and is saved; a second one exits."""
-
-    def __init__(self) -> None:
-        self.signal = 0
-
-    def __enter__(self) -> "Stop":
-        self._old = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for s, handler in self._old.items():
-            signal.signal(s, handler)
-
-    def _note(self, number: int, frame: object) -> None:
-        if self.signal:
-            raise SystemExit(128 + number)
-        self.signal = number
-        print("\nstop    after this update (once more: at once)", file=sys.stderr, flush=True)
-
-
-def _newest(path: Path) -> tuple[checkpoint.State, list[str]]:
-    """The newest whole checkpoint of a run, and what was wrong with newer ones.
-
-    Raises: ValueError where there is none.
-    """
-    damaged: list[str] = []
-    for file in reversed(Checkpoints(path, 1, __version__).all()):
-        try:
-            return checkpoint.read(file), damaged
-        except checkpoint.Damaged as error:
-            damaged.append(str(error))
-    raise ValueError(damaged[0] if damaged else f"{path} has no checkpoint to go on from")
-
-
-def _say(error: BaseException, code: int) -> int:
+def say(error: BaseException, code: int) -> int:
     """One line on standard error, and the exit code."""
     text = str(error)
     if isinstance(error, OSError) and error.filename is not None:

@@ -3,21 +3,30 @@
 import sys
 from pathlib import Path
 
-from rl_natgrad import cli
+from rl_natgrad.run.signals import Stop, Stopped
 
 
 def main() -> int:
     """Trains, resumes or sweeps. Returns the exit code: 0 done, 1 failed, 2 refused, 130 or 143 stopped."""
-    command = cli.command(sys.argv[1:])
-    if command.kind == "multirun":
-        from rl_natgrad.sweep.run import sweep
+    with Stop() as stop:  # before the imports that take time
+        try:
+            from rl_natgrad import cli
 
-        return sweep(command)
-    from rl_natgrad import loop
+            command = cli.command(sys.argv[1:])
+            if command.kind == "resume":
+                from rl_natgrad.resume import resume
 
-    if command.kind == "resume":
-        return loop.resume(Path(command.resume), list(command.overrides))
-    return loop.start(command.config, list(command.overrides))
+                return resume(Path(command.resume), list(command.overrides), stop)
+            if command.kind == "train":
+                from rl_natgrad.loop import start
+
+                return start(command.config, list(command.overrides), stop)
+        except Stopped:
+            print("stop    before the first update", file=sys.stderr)
+            return stop.code
+    from rl_natgrad.sweep.run import sweep
+
+    return sweep(command)
 
 
 if __name__ == "__main__":

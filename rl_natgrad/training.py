@@ -1,8 +1,7 @@
-"""One training run in memory: its parts, one iteration of them, and all the state there is."""
+"""One training run in memory: its parts, and one iteration of them."""
 
 import time
 from collections import deque
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ class NotFinite(RuntimeError):
 
 
 class Training:
-    """A run that can be stepped, saved and restored.
+    """A run that can be stepped; state.py saves and restores it.
 
     Args: cfg: validated.  Raises: rollout.errors.EnvError where the environment cannot be made.
     """
@@ -130,44 +129,6 @@ class Training:
             return None
         rows = self.fisher_rng.choice(N, max(1, round(fraction * N)), replace=False)
         return torch.from_numpy(np.sort(rows)).to(self.cfg.device)
-
-    def state(self) -> dict[str, Any]:
-        """Everything that the next iteration depends on: nested dicts of arrays, tensors and JSON values."""
-        return {
-            "step": self.step,
-            "update": self.update,
-            "not_finite": self.not_finite,
-            "returns": list(self.returns),
-            "policy": {"theta": self.policy.theta},
-            "observe": self.policy.observe.state() if hasattr(self.policy.observe, "state") else {},
-            "critic": self.critic.state(),
-            "learner": self.learner.state() if hasattr(self.learner, "state") else {},
-            "collector": self.collector.state(),
-            "envs": self.envs.snapshot() if self.envs.restorable else {},
-            "rng": {
-                "actions": self.collector.rng.bit_generator.state,
-                "fisher": self.fisher_rng.bit_generator.state,
-            },
-        }
-
-    def load(self, state: dict[str, Any]) -> list[int]:
-        """Goes on from a `state()`.
-
-        Returns: indices of environments that came back different (they have random sources of their own).
-        """
-        self.step, self.update = state["step"], state["update"]
-        self.not_finite = state["not_finite"]
-        self.returns = deque(state["returns"], maxlen=WINDOW)
-        self.policy.load(state["policy"]["theta"].to(self.cfg.device))
-        for part, saved in ((self.policy.observe, "observe"), (self.critic, "critic"), (self.learner, "learner")):
-            if state[saved]:
-                part.load(state[saved])
-        self.collector.rng.bit_generator.state = state["rng"]["actions"]
-        self.fisher_rng.bit_generator.state = state["rng"]["fisher"]
-        if not self.envs.restorable:
-            return []
-        self.collector.load(state["collector"])
-        return self.envs.restore(state["envs"])[1]
 
 
 def evaluate(cfg: Config, policy, episodes: int | None = None) -> dict[str, float]:

@@ -24,8 +24,26 @@ def optimizer_state(optimizer: torch.optim.Optimizer, param: Tensor) -> dict[str
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, param: Tensor, state: dict[str, Tensor]) -> None:
-    """Puts back an `optimizer_state`; `step` counters stay where torch keeps them, on the CPU unless fused."""
+    """Puts back an `optimizer_state`; `step` counters stay where torch keeps them, on the CPU unless fused.
+
+    Raises: ValueError where it is not one of this optimizer and parameter, or not finite.
+    """
+    like = _stepped(optimizer, param) if state else {}
+    if state.keys() != like.keys():
+        raise ValueError(f"the optimizer's state has {sorted(state)}, expected {sorted(like)}")
+    for name, value in state.items():
+        if value.shape != like[name].shape or value.dtype != like[name].dtype or not value.isfinite().all():
+            raise ValueError(f"the optimizer's {name} is of another shape or dtype, or not finite")
     optimizer.state[param] = {
         name: value.clone() if name == "step" else value.to(param.device, copy=True)
         for name, value in state.items()
     }
+
+
+def _stepped(optimizer: torch.optim.Optimizer, param: Tensor) -> dict[str, Tensor]:
+    """The state of an optimizer like this one after a step: its names, shapes and dtypes."""
+    probe = torch.nn.Parameter(torch.zeros_like(param))
+    probe.grad = torch.zeros_like(probe)
+    twin = type(optimizer)([probe], **optimizer.defaults)
+    twin.step()
+    return optimizer_state(twin, probe)

@@ -42,7 +42,7 @@ class RunningMoments:
         return np.where(std > 1e-8, std, 1.0)
 
     def state(self) -> dict[str, NDArray]:
-        return {"count": np.float64(self.count).reshape(()), "mean": self.mean, "m2": self.m2}
+        return {"count": np.array(self.count), "mean": self.mean, "m2": self.m2}
 
     def load(self, state: dict[str, NDArray]) -> None:
         self.count, self.mean, self.m2 = float(state["count"]), state["mean"].copy(), state["m2"].copy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,16 +32,28 @@ def write_atomically(path: Path, data: bytes) -> None:
     """
     sibling = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with naming(path):
+        sibling.unlink(missing_ok=True)  # of a process that was killed and had the same number
         try:
-            with open(sibling, "wb") as file:
-                file.write(data)
+            with open(sibling, "xb") as file:  # x follows no symbolic link
+                file.write(data[: len(data) // 2])
+                pause()
+                file.write(data[len(data) // 2 :])
                 file.flush()
+                pause()
                 os.fsync(file.fileno())
+            pause()
             os.replace(sibling, path)
         except BaseException:
             sibling.unlink(missing_ok=True)
             raise
+        pause()
         sync_folder(path.parent)
+
+
+def pause() -> None:
+    """Stands between the stages of a save: with RL_NATGRAD_SLOW_SAVE=<seconds> a test can kill inside each."""
+    if seconds := os.environ.get("RL_NATGRAD_SLOW_SAVE"):
+        time.sleep(float(seconds))
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -61,10 +62,11 @@ class Logger:
 
     def close(self, outcome: str | None = None) -> None:
         """The files are closed; HPARAMS says how the run ended when `outcome` is given."""
-        if outcome is not None:
-            self._events.summary(events.hparams_end(success=outcome == "finished"))
-        self._file.close()
-        self._events.close()
+        with contextlib.ExitStack() as stack:  # all of it, whatever of it fails on a full disk
+            stack.callback(self._events.close)
+            stack.callback(self._file.close)
+            if outcome is not None:
+                self._events.summary(events.hparams_end(success=outcome == "finished"))
 
 
 def hparams(config: Mapping, overrides: Sequence[str] = ()) -> dict[str, bool | float | str]:
@@ -88,10 +90,10 @@ def cut(path: str | Path, update: int) -> None:
 
     The final evaluation is a second row of the last update, so the first row of each update is kept.
     """
-    kept, seen = [], set()
+    kept, last = [], 0
     for row in read_rows(path):
-        if row["update"] <= update and row["update"] not in seen:
-            seen.add(row["update"])
+        if last < row["update"] <= update:
+            last = row["update"]
             kept.append(json.dumps(row) + "\n")
     write_atomically(Path(path) / METRICS, "".join(kept).encode())
 

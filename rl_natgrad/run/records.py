@@ -10,6 +10,7 @@ from pathlib import Path
 from rl_natgrad.run.files import naming
 
 RECORD, METRICS = "run.json", "metrics.jsonl"
+MAX_BYTES = 16 * 2**20  # of a record: a thousand resumes take a tenth of that
 
 
 def find_runs(folders: Iterable[str | Path]) -> list[Path]:
@@ -30,10 +31,12 @@ def read_record(path: str | Path) -> dict:
     """
     file = Path(path) / RECORD
     with naming(file):
-        text = file.read_text()
+        if file.stat().st_size > MAX_BYTES:
+            raise ValueError(f"{file} is larger than any record of a run ({MAX_BYTES:,} bytes)")
+        text = file.read_bytes()
     try:
         record = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON: {error}") from None
     if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
         raise ValueError(f"{file} is not the record of a run: it has no config")

@@ -1,0 +1,70 @@
+"""SIGINT and SIGTERM: heard at once where nothing is lost by it, and after the update elsewhere."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Stopped(BaseException):
+    """Somebody said stop. Not an Exception: an environment that swallows those cannot swallow this."""
+
+
+class Stop:
+    """While entered, the first signal raises Stopped, or is only noted inside `patient()`; a second one exits.
+
+    number: the signal heard, 0 before.
+    """
+
+    def __init__(self) -> None:
+        self.number, self._patient = 0, False
+
+    def __enter__(self) -> "Stop":
+        self._old = {s: signal.signal(s, self._hear) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    @property
+    def code(self) -> int:
+        """The exit code of a process that this signal ended, as shells have it."""
+        return 128 + self.number
+
+    @contextmanager
+    def patient(self) -> Iterator[None]:
+        """A signal waits for the next `check` or `at_once`."""
+        before, self._patient = self._patient, True
+        try:
+            yield
+        finally:
+            self._patient = before
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside `patient()`: a signal raises Stopped again, one that was noted before included."""
+        self.check()
+        before, self._patient = self._patient, False
+        try:
+            yield
+        finally:
+            self._patient = before
+
+    def check(self) -> None:
+        """Raises Stopped where a signal has been noted."""
+        if self.number:
+            raise Stopped
+
+    def _hear(self, number: int, frame: object) -> None:
+        if self.number:
+            _write("\x1b[?25h" if os.isatty(2) else "")  # a bar has hidden the cursor
+            os._exit(128 + number)  # not an exception, which a finally clause could hold up
+        self.number = number
+        if not self._patient:
+            raise Stopped
+        _write("\nstop    after this update (once more: at once)\n")
+
+
+def _write(text: str) -> None:
+    os.write(2, text.encode())  # print may be in the middle of another print

@@ -1,0 +1,89 @@
+"""All the state there is of a Training: taken from one, put into another, distrusted on the way."""
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+from rl_natgrad.rollout.envs import Envs
+from rl_natgrad.run.checkpoint import State, fit, number, whole
+from rl_natgrad.training import GIVE_UP, WINDOW, Training
+
+
+def take(training: Training) -> State:
+    """Everything that the next iteration depends on: nested dicts of arrays, tensors and JSON values.
+
+    The training has begun: there is nothing to take of environments that were never reset.
+    """
+    return {
+        "step": training.step,
+        "update": training.update,
+        "not_finite": training.not_finite,
+        "returns": list(training.returns),
+        "policy": {"theta": training.policy.theta},
+        "observe": training.policy.observe.state() if hasattr(training.policy.observe, "state") else {},
+        "critic": training.critic.state(),
+        "learner": training.learner.state() if hasattr(training.learner, "state") else {},
+        "collector": training.collector.state() if training.envs.restorable else {},
+        "envs": training.envs.snapshot() if training.envs.restorable else {},
+        "rng": {
+            "actions": training.collector.rng.bit_generator.state,
+            "fisher": training.fisher_rng.bit_generator.state,
+        },
+    }
+
+
+def put(training: Training, state: State) -> list[int]:
+    """A fresh training goes on from what `take` gave.
+
+    Returns: indices of environments that came back different: they have random sources of their own.
+    Raises:  ValueError, naming the part, where the state is not one of this training.
+    """
+    training.collector.obs = training.envs.reset().copy()
+    fit(state, _like(training))
+    training.step, training.update = state["step"], state["update"]
+    training.not_finite = state["not_finite"]
+    training.returns = deque(state["returns"], maxlen=WINDOW)
+    training.policy.load(state["policy"]["theta"].to(training.cfg.device))
+    for part, name in ((training.policy.observe, "observe"), (training.learner, "learner")):
+        if state[name]:
+            part.load(state[name])
+    training.critic.load(state["critic"])
+    training.collector.rng.bit_generator.state = state["rng"]["actions"]
+    training.fisher_rng.bit_generator.state = state["rng"]["fisher"]
+    differed = _restore(training, state) if training.envs.restorable else []
+    if not differed:
+        fit(take(training), state)  # nothing was left out, and nothing more was in it
+    return differed
+
+
+def _restore(training: Training, state: State) -> list[int]:
+    training.collector.load(state["collector"])
+    obs, differed = training.envs.restore(state["envs"])
+    training.collector.obs = obs.copy()
+    return differed
+
+
+def _like(training: Training) -> State:
+    """What a state of this training must be like; parts that are empty now are checked by what loads them."""
+    like = take(training)
+    like |= {"step": whole(), "update": whole(), "not_finite": whole(GIVE_UP - 1), "returns": _returns}
+    if training.envs.restorable:
+        like["envs"] = _like_snapshot(training.envs, like["envs"])
+    return like
+
+
+def _returns(node: Any) -> bool:
+    return isinstance(node, list) and len(node) <= WINDOW and all(number(value) for value in node)
+
+
+def _like_snapshot(envs: Envs, snapshot: State) -> State:
+    """Of the same kind; actions as many as there were, each one that the environments take."""
+
+    def actions(node: Any) -> bool:
+        space, now = envs.raw_action_space, snapshot["actions"]
+        right = isinstance(node, np.ndarray) and node.dtype == now.dtype and node.shape[1:] == now.shape[1:]
+        return right and all(space.contains(action) for action in node)
+
+    like = snapshot | ({"actions": actions} if "actions" in snapshot else {})
+    return like | ({"rng": lambda node: isinstance(node, str)} if "rng" in snapshot else {})
