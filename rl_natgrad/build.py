@@ -14,6 +14,7 @@ from rl_natgrad.algos.problem import Problem, Update
 from rl_natgrad.algos.trpo import trpo
 from rl_natgrad.config import Config
 from rl_natgrad.optim.solvers import SOLVERS
+from rl_natgrad.policy.heads import Head
 from rl_natgrad.policy.networks import MLP, Network, cnn
 from rl_natgrad.policy.policy import Policy, head_for, with_head
 from rl_natgrad.rollout.normalize import ObservationNormalizer
@@ -27,13 +28,24 @@ def generator(seed: int, stream: str) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(streams.index(stream),)))
 
 
-def build_policy(cfg: Config, obs_space: spaces.Box, action_space: spaces.Space) -> Policy:
-    """A new policy for these spaces, with its observation normaliser (the identity where there is none)."""
+def build_policy(
+    cfg: Config, obs_space: spaces.Box, action_space: spaces.Space, theta: torch.Tensor | None = None
+) -> Policy:
+    """A policy for these spaces, with a new observation normaliser (the identity where there is none).
+
+    theta: its parameters; drawn from the run's seed where there are none yet.
+    """
     head = head_for(action_space)
-    net = with_head(partial(_network, cfg, obs_space, last_gain=0.01), head, cfg.policy.log_std)
+    net = _policy_network(cfg, obs_space, head)
     image = obs_space.dtype == np.uint8
     observe = ObservationNormalizer(obs_space.shape) if cfg.env.normalize_obs and not image else _as_is
-    return Policy(net, head, _theta(cfg, net, "policy"), observe)
+    return Policy(net, head, _theta(cfg, net, "policy") if theta is None else theta, observe)
+
+
+def policy_size(cfg: Config, obs_space: spaces.Box, action_space: spaces.Space) -> int:
+    """P, at no cost: a configuration from elsewhere may ask for a network that fits no memory."""
+    with torch.device("meta"):
+        return _policy_network(cfg, obs_space, head_for(action_space)).size
 
 
 def build_critic(cfg: Config, obs_space: spaces.Box):
@@ -58,6 +70,10 @@ def build_learner(cfg: Config, policy: Policy) -> Learner:
     solver = cfg.solver.model_dump()
     solve = partial(SOLVERS[solver.pop("name")], **solver)
     return partial({"npg": npg, "trpo": trpo}[cfg.algo.name], solve=solve, **options)
+
+
+def _policy_network(cfg: Config, obs_space: spaces.Box, head: Head) -> Network:
+    return with_head(partial(_network, cfg, obs_space, last_gain=0.01), head, cfg.policy.log_std)
 
 
 def _network(cfg: Config, obs_space: spaces.Box, outputs: int, *, last_gain: float, critic=False) -> Network:

@@ -5,18 +5,30 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+LIMIT = 108_000  # steps of an episode in an environment without a time limit: the longest that Gymnasium sets
 
-def play(envs, act: Callable[[NDArray], NDArray]) -> tuple[NDArray, NDArray]:
+
+def play(
+    envs,
+    act: Callable[[NDArray], NDArray],
+    check: Callable[[NDArray, NDArray, NDArray], None] = lambda obs, reward, done: None,
+    *,
+    limit: int = LIMIT,
+) -> tuple[NDArray, NDArray]:
     """The first episode of each environment: as many episodes, whatever their lengths, so none is favoured.
 
-    Args:    act: observations (B, *O) ↦ actions (B, *A).
+    Args:    act: observations (B, *O) ↦ actions (B, *A).  check: sees obs (2, B, *O), reward (1, B), done (1, B)
+             of each step.  limit: an episode that goes on for longer counts as far as it got.
     Returns: undiscounted returns (B,) float64, lengths (B,) int64.
     """
     obs, open_ = envs.reset(), np.ones(envs.num_envs, bool)
     returns, lengths = np.zeros(envs.num_envs), np.zeros(envs.num_envs, np.int64)
-    while open_.any():
-        obs, reward, terminated, truncated = envs.step(act(obs))
+    while open_.any() and lengths.max() < limit:
+        before = obs.copy()  # the environments write into their arrays
+        obs, reward, terminated, truncated = envs.step(act(before))
+        done = terminated | truncated
+        check(np.stack((before, obs)), reward[None], done[None])
         returns[open_] += reward[open_]
         lengths[open_] += 1
-        open_ &= ~(terminated | truncated)
+        open_ &= ~done
     return returns, lengths

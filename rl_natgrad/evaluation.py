@@ -1,0 +1,67 @@
+"""Evaluation episodes: seeds of their own, and the same ones in the training process as in any later one."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rl_natgrad import build
+from rl_natgrad.config import Config
+from rl_natgrad.policy.policy import Policy
+from rl_natgrad.rollout import envs
+from rl_natgrad.rollout.checks import Checks
+from rl_natgrad.rollout.play import play
+
+MODES = ("deterministic", "stochastic")
+
+Played = dict[str, tuple[NDArray, NDArray]]
+"""Mode → undiscounted returns (episodes,) and lengths (episodes,)."""
+
+
+def evaluate(cfg: Config, policy: Policy, episodes: int | None = None, modes: Sequence[str] = MODES) -> Played:
+    """`episodes` (those of the config, unless given) episodes in each mode, from the same first states in both.
+
+    Each episode has an environment of its own, so that none is favoured for being short.
+    Raises:  EnvError where an environment misbehaves.
+    """
+    episodes = episodes or cfg.eval.episodes
+    rng, seed = streams(cfg)
+    played = {}
+    for mode in modes:
+        vector = envs.make(scalar(cfg), episodes, seed)
+        try:
+            check = Checks(cfg.env.id, vector.observation_space, episodes)
+            played[mode] = play(vector, acting(policy, mode, rng), check)
+        finally:
+            vector.close()
+    return played
+
+
+def acting(policy: Policy, mode: str, rng: np.random.Generator) -> Callable[[NDArray], NDArray]:
+    """Observations (B, *O) ↦ actions (B, *A): the most likely ones, or drawn with the noise of `rng`."""
+    if mode == "deterministic":
+        return policy.act_greedily
+    return lambda obs: policy.act(obs, policy.noise(rng, (len(obs),)))
+
+
+def logged(played: Played) -> dict[str, float]:
+    """What a run logs of its evaluations."""
+    (returns, lengths), (sampled, _) = played["deterministic"], played["stochastic"]
+    return {
+        "eval/return": float(returns.mean()),
+        "eval/return_std": float(returns.std()),
+        "eval/length": float(lengths.mean()),
+        "eval/return_stochastic": float(sampled.mean()),
+    }
+
+
+def streams(cfg: Config) -> tuple[np.random.Generator, int]:
+    """The run's random numbers for sampling actions, and the seed of its evaluation environments."""
+    rng = build.generator(cfg.seed, "evaluation")
+    return rng, int.from_bytes(rng.bytes(16), "little")  # far from the small numbers that training seeds are
+
+
+def scalar(cfg: Config):
+    """cfg.env with environments whose first episodes do not depend on how many there are."""
+    backend = "sync" if cfg.env.backend in ("auto", "native") else cfg.env.backend
+    return cfg.env.model_copy(update={"backend": backend})

@@ -1,0 +1,76 @@
+"""An evaluation episode as mp4."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rl_natgrad.config import Config
+from rl_natgrad.evaluation import streams
+from rl_natgrad.rollout import envs
+from rl_natgrad.rollout.checks import Checks
+from rl_natgrad.rollout.errors import EnvSetupError
+from rl_natgrad.rollout.play import play
+
+EXTRA = 'video=true needs an extra: pip install "rl-natgrad[video]"'
+
+
+def record(cfg: Config, act: Callable[[NDArray], NDArray], file: Path) -> float:
+    """Writes the first evaluation episode to `file`, whole or not at all. Returns its return.
+
+    Raises:  EnvSetupError where nothing can be drawn, EnvError, OSError.
+    """
+    try:
+        from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
+    except ImportError as error:
+        raise EnvSetupError(EXTRA) from error
+    if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
+        os.environ.setdefault("MUJOCO_GL", "egl")  # the defaults of MuJoCo and pygame need a display
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    kwargs = cfg.env.kwargs | {"render_mode": "rgb_array"}
+    env = cfg.env.model_copy(update={"backend": "sync", "kwargs": kwargs})
+    vector = envs.make(env, 1, streams(cfg)[1])
+    draft = file.with_name(f".{file.stem}.{os.getpid()}.tmp.mp4")
+    writer = None
+
+    def draw() -> None:
+        nonlocal writer
+        frame = _frame(vector.episodes.all[0].env, cfg.env.id)
+        if writer is None:
+            size, fps = frame.shape[1::-1], vector.episodes.all[0].env.metadata.get("render_fps") or 30
+            writer = FFMPEG_VideoWriter(str(draft), size, fps)
+        writer.write_frame(frame)
+
+    def act_and_draw(obs: NDArray) -> NDArray:
+        draw()
+        return act(obs)
+
+    try:
+        returns, _ = play(vector, act_and_draw, Checks(cfg.env.id, vector.observation_space, 1))
+        draw()
+        process = writer.proc
+        writer.close()
+        if process.returncode:
+            raise OSError(f"{file}: ffmpeg could not write it (exit code {process.returncode})")
+        os.replace(draft, file)
+    finally:
+        if writer is not None:
+            writer.close()
+        draft.unlink(missing_ok=True)
+        vector.close()
+    return float(returns[0])
+
+
+def _frame(env, id: str) -> NDArray:
+    """A picture of the environment now (H, W, 3), its sides made even, which the usual players need."""
+    try:
+        frame = env.render()
+    except Exception as error:
+        raise EnvSetupError(f"{id} cannot be drawn: {envs.one_line(error)}") from error
+    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        raise EnvSetupError(f"{id} cannot be drawn: it has no render_mode=rgb_array")
+    height, width = (side // 2 * 2 for side in frame.shape[:2])
+    return np.ascontiguousarray(frame[:height, :width])
