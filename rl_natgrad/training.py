@@ -6,13 +6,12 @@ from collections import deque
 import numpy as np
 import torch
 
-from rl_natgrad import build
+from rl_natgrad import build, evaluation
 from rl_natgrad.algos.problem import Batch, Problem
 from rl_natgrad.config import Config
 from rl_natgrad.policy.policy import as_tensor
 from rl_natgrad.rollout import envs
 from rl_natgrad.rollout.collector import Collector, Rollout
-from rl_natgrad.rollout.play import play
 from rl_natgrad.rollout.returns import gae, monte_carlo
 
 GIVE_UP = 10  # updates in a row whose maths was not finite, after which the run has failed
@@ -101,7 +100,7 @@ class Training:
 
     def evaluate(self) -> dict[str, float]:
         """Returns of `eval.episodes` episodes with seeds of their own, played twice: greedily and sampled."""
-        return evaluate(self.cfg, self.policy)
+        return evaluation.logged(evaluation.evaluate(self.cfg, self.policy))
 
     @property
     def train_return(self) -> float | None:
@@ -129,29 +128,6 @@ class Training:
             return None
         rows = self.fisher_rng.choice(N, max(1, round(fraction * N)), replace=False)
         return torch.from_numpy(np.sort(rows)).to(self.cfg.device)
-
-
-def evaluate(cfg: Config, policy, episodes: int | None = None) -> dict[str, float]:
-    """eval/return and its kin; each episode has an environment, and so a seed, of its own."""
-    episodes = episodes or cfg.eval.episodes
-    rng = build.generator(cfg.seed, "evaluation")
-    seed = int.from_bytes(rng.bytes(16), "little")  # far from the small numbers that training seeds are
-    backend = "sync" if cfg.env.backend in ("auto", "native") else cfg.env.backend
-    env = cfg.env.model_copy(update={"backend": backend})
-    info = {}
-    for name, act in {
-        "eval/return": lambda obs: policy.act_greedily(obs),
-        "eval/return_stochastic": lambda obs: policy.act(obs, policy.noise(rng, (len(obs),))),
-    }.items():
-        vector = envs.make(env, episodes, seed)
-        try:
-            returns, lengths = play(vector, act)
-        finally:
-            vector.close()
-        info[name] = float(returns.mean())
-        if name == "eval/return":
-            info |= {"eval/return_std": float(returns.std()), "eval/length": float(lengths.mean())}
-    return info
 
 
 class _Clock:

@@ -1,0 +1,155 @@
+"""A trained policy out of a run folder, which may come from anywhere: data is read, nothing in it is run."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector.utils import batch_space, iterate
+from numpy.typing import NDArray
+
+from rl_natgrad import __version__, build, config
+from rl_natgrad.config import Config, ConfigError
+from rl_natgrad.evaluation import scalar, streams
+from rl_natgrad.policy.policy import Policy
+from rl_natgrad.rollout import envs
+from rl_natgrad.rollout.errors import EnvError
+from rl_natgrad.rollout.spaces import ObservationMap, action_map
+from rl_natgrad.run.checkpoint import BEST, Checkpoints, fit, read, whole
+from rl_natgrad.run.records import RECORD, read_record
+
+
+class Spaces(NamedTuple):
+    """The environment's own."""
+
+    observation: spaces.Space
+    action: spaces.Space
+
+
+class Agent:
+    """The policy of a run, with its normaliser, as it was at a checkpoint.
+
+    config: the run's.  spaces: the environment's own.  update, step: where in training the checkpoint stands.
+    """
+
+    def __init__(self, cfg: Config, raw: Spaces, policy: Policy, update: int, step: int):
+        self.config, self.spaces, self.policy = cfg, raw, policy
+        self.update, self.step = update, step
+        self._observation, self._to_env = ObservationMap(raw.observation), action_map(raw.action)[1]
+        self._rng = streams(cfg)[0]
+
+    def act(self, obs: Any, *, deterministic: bool = True) -> Any:
+        """The environment's own action, clipped and rescaled to its bounds, for one observation; or one for each
+        of a batch (arrays with one axis more, also inside a Dict or Tuple).
+
+        Args:   deterministic: the most likely action, else one drawn from the policy.
+        Raises: ValueError where `obs` is not in the environment's observation space.
+        """
+        rows, single = self._rows(obs)
+        policy = self.policy
+        noise = None if deterministic else policy.noise(self._rng, (len(rows),))
+        action = self._to_env(policy.act_greedily(rows) if noise is None else policy.act(rows, noise))
+        return action[0] if single else action
+
+    def _rows(self, obs: Any) -> tuple[NDArray, bool]:
+        """Observations as the policy sees them, (B, *O), and whether `obs` was a single one."""
+        space, seen = self.spaces.observation, self._observation
+        try:
+            if isinstance(space, spaces.Box):
+                obs = np.asarray(obs).astype(space.dtype, casting="same_kind")  # lists and float64 are fine
+            single = _rank(obs, space) == 0
+            batch = [obs] if single else list(iterate(batch_space(space, _length(obs)), obs))
+            rows = np.empty((len(batch), *seen.space.shape), seen.space.dtype)
+            for one, row in zip(batch, rows, strict=True):
+                seen.write(one, row)
+        except (EnvError, TypeError, ValueError, LookupError) as error:
+            raise ValueError(f"not an observation of {self.config.env.id}, nor a batch of them: {error}") from None
+        if not np.isfinite(rows).all():
+            raise ValueError("the observation holds numbers that are not finite")
+        return rows, single
+
+
+def load(run: str | Path, *, checkpoint: str | int = "last", allow_import: bool = False) -> Agent:
+    """See `rl_natgrad.load`."""
+    path = Path(run)
+    cfg = _config(path, allow_import)
+    file = _file(path, str(checkpoint))
+    state = read(file)
+    raw = _spaces(cfg)
+    seen, acts = ObservationMap(raw.observation).space, action_map(raw.action)[0]
+    try:
+        fit({key: state.get(key) for key in ("update", "step")}, {"update": whole(), "step": whole()})
+        size = build.policy_size(cfg, seen, acts)
+        fit(state.get("policy"), {"theta": torch.empty(size, device="meta")}, "policy")
+        policy = build.build_policy(cfg, seen, acts, theta=state["policy"]["theta"].to(cfg.device))
+        normaliser = policy.observe if hasattr(policy.observe, "load") else None
+        fit(state.get("observe"), normaliser.state() if normaliser else {}, "observe")
+    except (ValueError, RuntimeError) as error:  # the latter: torch, of a network that cannot be
+        raise ValueError(f"{file} does not fit {path / RECORD}: {error}") from error
+    if normaliser:
+        normaliser.load(state["observe"])
+    return Agent(cfg, raw, policy, state["update"], state["step"])
+
+
+def _config(path: Path, allow_import: bool) -> Config:
+    """The run's configuration; whether a module may be imported is never the folder's to say."""
+    if not (path / RECORD).is_file():
+        raise ConfigError(f"{path} is no run folder: it has no {RECORD}")
+    tree = read_record(path)["config"]
+    if isinstance(env := tree.get("env"), dict) and ":" in str(env.get("id")):
+        env["allow_import"] = allow_import
+        if not allow_import:
+            module = str(env["id"]).partition(":")[0]
+            raise ConfigError(f"{path} imports the module {module!r:.80}: write allow_import=true to run its code")
+    if not torch.cuda.is_available():
+        tree["device"] = "cpu"
+    try:
+        return config.validate(tree)
+    except ConfigError as error:
+        raise ConfigError(f"{path / RECORD}: {error}") from None
+
+
+def _file(path: Path, which: str) -> Path:
+    """The checkpoint file of that name: last, best, or the number of an update."""
+    checkpoints = Checkpoints(path, 1, __version__)
+    files = {str(int(file.stem)): file for file in checkpoints.all()}
+    if (checkpoints.folder / BEST).exists():
+        files["best"] = checkpoints.folder / BEST
+    if not files:
+        raise ValueError(f"{path} has no checkpoint")
+    name = next(reversed([name for name in files if name != "best"]), "") if which == "last" else which
+    if name not in files:
+        raise ValueError(f"{path} has no checkpoint {which!r}; there are {', '.join(files)}")
+    if not files[name].is_file():  # reading a pipe never ends
+        raise ValueError(f"{files[name]} is not a file")
+    return files[name]
+
+
+def _spaces(cfg: Config) -> Spaces:
+    env = scalar(cfg)
+    if env.backend == "async":
+        env = env.model_copy(update={"backend": "sync"})
+    vector = envs.make(env, 1, 0)
+    try:
+        pooled = env.backend == "envpool"
+        raw = vector.env.observation_space if pooled else vector.episodes.all[0].observation.raw
+        return Spaces(raw, vector.raw_action_space)
+    finally:
+        vector.close()
+
+
+def _rank(obs: Any, space: spaces.Space) -> int:
+    """Axes that `obs` has beyond those of the space: 0 for an observation, 1 for a batch."""
+    if isinstance(space, spaces.Dict):
+        return _rank(*next((obs[key], part) for key, part in space.items()))
+    if isinstance(space, spaces.Tuple):
+        return _rank(obs[0], space.spaces[0])
+    return np.ndim(obs) - len(space.shape or ())
+
+
+def _length(obs: Any) -> int:
+    """Observations in a batch."""
+    while isinstance(obs, dict | tuple):
+        obs = next(iter(obs.values())) if isinstance(obs, dict) else obs[0]
+    return len(obs)
