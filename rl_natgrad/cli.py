@@ -18,8 +18,9 @@ import yaml
 from rl_natgrad import __version__, config
 from rl_natgrad.config import Config, ConfigError
 from rl_natgrad.config_errors import ELSEWHERE, leaves, nearest, show
-from rl_natgrad.overrides import expand, is_launcher, read
+from rl_natgrad.overrides import MAX_JOBS, corners, expand, is_launcher, read
 from rl_natgrad.schema import DEPENDENT
+from rl_natgrad.sweep.experiment import unfold
 
 PROGRAM = "python -m rl_natgrad.train"
 EXAMPLES = {
@@ -58,7 +59,8 @@ class Command:
 
     train      config, overrides
     resume     resume (the run folder), overrides: those beside it, read but not checked; see config.override
-    multirun   jobs; config: the first job's, for sweep and runs_dir; launcher: the hydra/launcher words
+    multirun   jobs; config: the first job's, for sweep and runs_dir; launcher: the hydra/launcher words;
+               of a search (config.search.trials), overrides are what to search, and jobs its corners
     help, cfg, version   text, for standard output
     """
 
@@ -100,6 +102,9 @@ def parse(argv: Sequence[str]) -> Command:
         if "cfg" in flags:
             raise ConfigError("--cfg job prints one configuration; leave out -m")
         return _multirun(words)
+    [words, *more] = unfold(words)
+    if more:
+        raise ConfigError("this experiment is several sweeps; write -m")
     if "cfg" in flags:
         return Command("cfg", text=_composed(config.load(words), flags["cfg"], flags.get("package")))
     given = read(words)
@@ -165,14 +170,11 @@ def _check_bare(words: list[str]) -> None:
 
 def _multirun(words: list[str]) -> Command:
     launcher = [word for word in words if is_launcher(word)]
-    ours = [word for word in words if not is_launcher(word)]
     read(launcher, launcher=True)
-    for key, given in read(ours, sweeps=True).items():
-        if key == "resume":
-            raise ConfigError("resume goes on with one run; leave out -m, or use sweep.skip_finished=true")
-        if key.startswith("sweep") and given.is_sweep_override():
-            raise ConfigError(f"{given.input_line}: {key} is of the whole sweep, one value")
-    lines = expand(ours, config.choices())
+    parts = unfold([word for word in words if not is_launcher(word)])
+    lines = [line for part in parts for line in _lines(part, alone=len(parts) == 1)]
+    if len(lines) > MAX_JOBS:
+        raise ConfigError(f"the sweep has more than {MAX_JOBS:,} jobs; split it")
     jobs = []
     for number, line in enumerate(lines, 1):
         try:
@@ -180,7 +182,24 @@ def _multirun(words: list[str]) -> Command:
         except ConfigError as e:
             which = f"job {number} of {len(lines)}: " if len(lines) > 1 else ""
             raise ConfigError(f"{which}{e}") from None
-    return Command("multirun", jobs[0].config, tuple(ours), jobs=tuple(jobs), launcher=tuple(launcher))
+    return Command("multirun", jobs[0].config, tuple(parts[0]), jobs=tuple(jobs), launcher=tuple(launcher))
+
+
+def _lines(words: list[str], *, alone: bool) -> list[list[str]]:
+    """The jobs of one sweep; of a search, those at the ends of its intervals, which must all be allowed."""
+    given = read(words, sweeps=True)
+    for key, override in given.items():
+        if key == "resume":
+            raise ConfigError("resume goes on with one run; leave out -m, or use sweep.skip_finished=true")
+        if key.startswith(("sweep", "search")) and override.is_sweep_override():
+            raise ConfigError(f"{override.input_line}: {key} is of the whole sweep, one value")
+    if "search.trials" not in given or given["search.trials"].value() is None:
+        return expand(words, config.choices())
+    if not alone:
+        raise ConfigError("search.trials needs one sweep; this experiment is several")
+    if not any(override.is_sweep_override() for key, override in given.items() if key != "seed"):
+        raise ConfigError("search.trials has nothing to search; add 'algo.delta=interval(0.001,0.1)'")
+    return [line for end in corners(words) for line in expand(end, config.choices())]
 
 
 def _composed(cfg: Config, what: str, package: str | None) -> str:

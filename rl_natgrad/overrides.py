@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override, OverrideType
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, OverrideType
 from hydra.errors import HydraException
 
 from rl_natgrad.config_errors import ConfigError
@@ -77,12 +77,27 @@ def expand(tokens: Iterable[str], choices: dict[str, list[str]]) -> list[list[st
     return [list(job) for job in itertools.product(*axes)]
 
 
+def corners(tokens: Iterable[str]) -> list[list[str]]:
+    """The words with every interval at its low end, and with every one at its high end."""
+    ends: list[list[str]] = [[], []]
+    for key, override in read(tokens, sweeps=True).items():
+        value, line = override.value(), override.input_line or ""
+        if isinstance(value, IntervalSweep):
+            low, high = value.start, value.end
+            if not low < high or ("log" in value.tags and low <= 0):
+                raise ConfigError(f"{line}: an interval needs low < high, and tag(log,…) needs low > 0")
+        for words, end in zip(ends, ("start", "end"), strict=True):
+            words.append(f"{key}={getattr(value, end)}" if isinstance(value, IntervalSweep) else line)
+    return ends if ends[0] != ends[1] else ends[:1]
+
+
 def _values(override: Override, choices: dict[str, list[str]]) -> Iterator[str]:
     key, line = override.key_or_group, override.input_line or ""
     if not override.is_sweep_override():
         yield line
     elif not override.is_discrete_sweep():
-        raise ConfigError(f"{line}: an interval can't be listed; write range(start,stop,step) or a,b,c")
+        raise ConfigError(f"{line}: an interval can't be listed; write range(start,stop,step) or a,b,c, "
+                          "or search it with search.trials=20")
     elif isinstance(glob := override.value(), Glob):
         if key not in choices:
             raise ConfigError(f"{line}: glob is for a choice of files; {key} is not one")

@@ -27,7 +27,7 @@ TAKES = {
     "npg": ["solver", "fisher", "critic"],
     "trpo": ["solver", "fisher", "critic"],
 }
-FILES = sorted(config.config_dir().rglob("*.yaml"))
+FILES = sorted(file for file in config.config_dir().rglob("*.yaml") if file.parent.name != "experiment")
 
 
 def refusal(*overrides: str) -> str:

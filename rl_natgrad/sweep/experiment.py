@@ -1,0 +1,40 @@
+"""experiment=<name>: the words of a whole sweep, kept in configs/experiment/<name>.yaml."""
+
+import yaml
+
+from rl_natgrad import config
+from rl_natgrad.config import ConfigError
+from rl_natgrad.config_errors import did_you_mean, listing
+from rl_natgrad.overrides import read
+
+KEY = "experiment"
+
+
+def unfold(words: list[str]) -> list[list[str]]:
+    """The command lines that these words stand for: these, or with experiment=<name> one per part of its file.
+
+    A file maps keys to what would follow their `=`; `---` separates parts, each a sweep of its own. The words
+    beside experiment=<name> replace the file's for the same key.
+    """
+    if not any(word.startswith(f"{KEY}=") for word in words):
+        return [words]
+    given = read(words, sweeps=True)
+    override = given.pop(KEY)
+    name, names = override.value(), config.choices().get(KEY, [])
+    if name not in names:
+        hint = did_you_mean(str(name), names)
+        raise ConfigError(f"{KEY} must be {listing(names, 'or')}, got {override.input_line}{hint}")
+    ours = {key: each.input_line or "" for key, each in given.items()}
+    return [list((part | ours).values()) for part in _parts(name)]
+
+
+def _parts(name: str) -> list[dict[str, str]]:
+    file = config.config_dir() / KEY / f"{name}.yaml"
+    try:
+        parts = list(yaml.load_all(file.read_text(), yaml.BaseLoader))  # numbers stay as they are written
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file}: {error}") from None
+    for part in parts:
+        if not isinstance(part, dict) or not all(isinstance(value, str) for value in part.values()):
+            raise ConfigError(f"{file}: expected lines of key: value, with quotes around lists and mappings")
+    return [{key: f"{key}={value}" for key, value in part.items()} for part in parts]

@@ -1,0 +1,109 @@
+"""One job of a sweep: the words to start it with, and what its log and its run folder say of it."""
+
+import contextlib
+import json
+import re
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rl_natgrad.config import Config
+from rl_natgrad.run.folder import RunRecord
+from rl_natgrad.run.records import METRICS, read_record
+
+Outcome = Literal["waiting", "running", "finished", "stopped", "failed"]
+HEAD, TAIL = 1 << 16, 1 << 16  # bytes of a log or of metrics.jsonl that are read at a time
+
+
+@dataclass
+class Job:
+    """What to run, and how it went. `words` starts it; `overrides` is what the user asked for."""
+
+    number: int
+    overrides: list[str]
+    config: Config
+    log: Path
+    words: list[str]
+    outcome: Outcome = "waiting"
+    run: Path | None = None
+    error: str | None = None
+    pruned: bool = False  # a search stopped it, because others do better
+    row: dict[str, Any] = field(default_factory=dict)  # the newest value of each tag
+
+    @property
+    def value(self) -> float | None:
+        """The final evaluation's return, before it the running one."""
+        return self.row.get("eval/return", self.row.get("rollout/return"))
+
+    def record(self) -> dict[str, Any]:
+        """The job in sweep.json."""
+        run = str(self.run) if self.run else None
+        ended = {"outcome": self.outcome, "return": self.value, "error": self.error}
+        return {"overrides": self.overrides, "run": run, **ended}
+
+    def look(self) -> None:
+        """Reads what is new in the log (where the run is) and in metrics.jsonl (how far it is)."""
+        if self.run is None:
+            self.run = announced(self.log)
+        if self.run is not None:
+            self.row |= newest_row(self.run)
+
+    def end(self, code: int, asked: Outcome | None = None) -> None:
+        """Reads how it ended.
+
+        Args:  code: of its process, -n for signal n.  asked: what it counts as because the sweep ended it.
+        """
+        self.look()
+        said = _said(self.run)
+        outcome = said.get("outcome")
+        if code == 0 and outcome == "finished":
+            self.outcome, self.error = "finished", None
+        elif outcome == "stopped" or (asked and outcome != "failed"):
+            self.outcome = asked or "stopped"
+        else:
+            self.outcome = "failed"
+            self.error = self.error or said.get("error") or _last_words(code, self.log)
+        if self.run and outcome == "running":  # it could not say so itself
+            with contextlib.suppress(OSError):
+                RunRecord(self.run, said).finish(self.outcome, self.error)
+
+
+def _said(run: Path | None) -> dict[str, Any]:
+    """The run's own record; {} where there is none to read."""
+    with contextlib.suppress(OSError, ValueError):
+        return read_record(run) if run else {}
+    return {}
+
+
+def announced(log: Path) -> Path | None:
+    """The folder that a log's `run     <path>` line names; None until it is there."""
+    try:
+        with open(log, "rb") as file:
+            text = file.read(HEAD).decode(errors="surrogateescape")
+    except FileNotFoundError:
+        return None
+    lines = re.findall(r"^run     (.+)\n", text, re.MULTILINE)
+    return next((Path(line) for line in lines if Path(line, "run.json").is_file()), None)
+
+
+def newest_row(run: Path) -> dict[str, Any]:
+    """The last whole row of metrics.jsonl; {} before the first."""
+    try:
+        with open(run / METRICS, "rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(size - TAIL, 0))
+            whole = file.read().rpartition(b"\n")[0]
+        return json.loads(whole.rpartition(b"\n")[2] or b"{}")
+    except (OSError, ValueError):
+        return {}
+
+
+def _last_words(code: int, log: Path) -> str:
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    with open(log, "rb") as file:
+        file.seek(max(file.seek(0, 2) - TAIL, 0))
+        lines = file.read().decode(errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    return last.removeprefix("error: ") if code else f"ended with exit code 0 before its end ({last})"

@@ -1,0 +1,56 @@
+"""A training in a process of its own, started as a user would start it, which dies with the sweep."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+class Process:
+    """`python -m rl_natgrad.train <words>`, its output appended to `log`, in a session of its own.
+
+    The session keeps the terminal's Ctrl-C from it: the sweep decides what to stop, and how.
+    """
+
+    def __init__(self, words: list[str], log: Path):
+        command = [sys.executable, "-m", "rl_natgrad.train", *words]
+        with open(log, "ab") as out:
+            self._popen = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+                start_new_session=True, preexec_fn=partial(_prepare, os.getpid()),
+            )  # fmt: skip
+        self._pid, self._code = self._popen.pid, None
+
+    def poll(self) -> int | None:
+        """The exit code (-n for signal n), or None while it runs."""
+        if self._code is None and os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            self.kill()  # what it left behind, while the number of its group cannot be another's
+            self._code = self._popen.wait()
+        return self._code
+
+    def stop(self) -> None:
+        """Ask it to save and end."""
+        if self._code is None:
+            os.kill(self._pid, signal.SIGINT)
+
+    def kill(self) -> None:
+        """End it and all that it started."""
+        if self._code is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # the latter: macOS, of a zombie
+                os.killpg(self._pid, signal.SIGKILL)
+
+
+def _prepare(parent: int) -> None:
+    """In the new process, before Python starts in it."""
+    if _libc is not None:
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # however the sweep ends, even by kill -9
+    if os.getppid() != parent:  # it has just done so
+        os._exit(1)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's notice goes to all; see cluster.Task
