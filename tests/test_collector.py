@@ -141,8 +141,11 @@ def test_arrays_belong_to_the_caller():
         np.testing.assert_array_equal(getattr(first, name), kept[name])
         for array in (*collector.envs.out, collector.envs.obs, getattr(second, name)):
             assert not np.shares_memory(getattr(first, name), array)
-    first.obs[:] = -1  # and nothing of the collector is in them
-    np.testing.assert_array_equal(collector.collect(Echo()).obs[0], second.obs[-1])
+    last = second.obs[-1].copy()
+    second.obs[:], second.done[:] = -1, True  # and the collector keeps its place elsewhere
+    third = collector.collect(Echo())
+    np.testing.assert_array_equal(third.obs[0], last)
+    assert third.valid[0].tolist() == [True, True]
 
 
 def test_noise_is_of_the_generator_and_of_its_own_row():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import rl_natgrad.training as module
-from rl_natgrad import config
+from rl_natgrad import config, state
 from rl_natgrad.algos.critic import NoCritic
 from rl_natgrad.algos.problem import Problem
 from rl_natgrad.optim import fisher as fishers
@@ -106,10 +106,10 @@ def test_a_loaded_run_goes_on_as_the_whole_one(make, learner, env, backend):
     options += ["fisher.fraction=0.5"] if learner in KL_STEPS else []
     whole, later = make(learner, *options, env=env), make(learner, *options, env=env)
     iterate(whole, 3)
-    state = whole.state()
+    saved = state.take(whole)
     rows = iterate(whole, 3)  # what was saved must not change under it
-    assert later.load(state) == []
-    assert later.step == state["step"]
+    assert state.put(later, saved) == []
+    assert later.step == saved["step"]
     assert fingerprint(later, iterate(later, 3)) == fingerprint(whole, rows)
 
 
@@ -117,25 +117,25 @@ def test_a_loaded_run_goes_on_as_the_whole_one(make, learner, env, backend):
 def test_every_optimizer_goes_on(make, optimizer):
     whole, later = (make("pg", f"optimizer={optimizer}") for _ in range(2))
     iterate(whole, 3)
-    later.load(whole.state())
+    state.put(later, state.take(whole))
     assert fingerprint(later, iterate(later, 3)) == fingerprint(whole, iterate(whole, 3))
 
 
 def test_loading_is_not_sharing(make):
     whole, later = make("pg"), make("pg")
     iterate(whole, 2)
-    state = whole.state()
-    later.load(state)
+    saved = state.take(whole)
+    state.put(later, saved)
     rows = iterate(later, 2)
     again = make("pg")
-    again.load(state)
+    state.put(again, saved)
     assert fingerprint(again, iterate(again, 2)) == fingerprint(later, rows)
 
 
 @pytest.mark.parametrize("backend", ["sync", "native"])
 def test_a_state_before_the_first_update_is_one_too(make, backend):
     whole, later = (make("trpo", f"env.backend={backend}") for _ in range(2))
-    later.load(whole.state())
+    state.put(later, state.take(whole))
     assert fingerprint(later, iterate(later, 2)) == fingerprint(whole, iterate(whole, 2))
 
 
