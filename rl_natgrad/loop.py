@@ -19,6 +19,10 @@ from rl_natgrad.run.progress import Progress
 from rl_natgrad.run.signals import Stop, Stopped
 from rl_natgrad.training import NotFinite, Training
 
+GPU_PAYS = 20_000
+"""Parameters: an update of 5,500 took an H200 87 ms and one CPU thread 70, one of 72,000 took 89 and 304
+(scripts/benchmark_device.py)."""
+
 
 def start(cfg: Config, overrides: list[str], stop: Stop) -> int:
     """Trains a new run. Returns the exit code: 0 finished, 1 failed, 2 refused, 130 or 143 stopped.
@@ -143,6 +147,8 @@ class Run:
             notes.append(training.envs.note)
         if not training.envs.restorable:
             notes.append(f"backend {training.envs.backend} cannot save environments: resuming starts new episodes")
+        if self.cfg.device != "cpu" and training.policy.theta.numel() < GPU_PAYS:
+            notes.append(f"a network of {training.policy.theta.numel():,} parameters trains faster with device=cpu")
         self.progress.header(
             self.path, self._runs_dir, self.cfg.model_dump(mode="json"), device=self.cfg.device,
             threads=self.cfg.torch_threads, note="; ".join(notes) or None,
