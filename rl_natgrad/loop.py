@@ -147,8 +147,9 @@ class Run:
             notes.append(training.envs.note)
         if not training.envs.restorable:
             notes.append(f"backend {training.envs.backend} cannot save environments: resuming starts new episodes")
-        if self.cfg.device != "cpu" and training.policy.theta.numel() < GPU_PAYS:
-            notes.append(f"a network of {training.policy.theta.numel():,} parameters trains faster with device=cpu")
+        size = training.policy.theta.numel()
+        if self.cfg.device != "cpu" and size < GPU_PAYS:
+            notes.append(f"a policy of {size:,} parameters trains faster with device=cpu")
         self.progress.header(
             self.path, self._runs_dir, self.cfg.model_dump(mode="json"), device=self.cfg.device,
             threads=self.cfg.torch_threads, note="; ".join(notes) or None,

@@ -39,9 +39,9 @@ def times(overrides: list[str], shape: tuple[int, ...], device: str, repeats: in
     batch = Batch(as_tensor(obs, device), action, adv.float(), adv)
     policy_ms, critic_ms = [], []
     for _ in range(repeats + 1):
-        for work, record in ((lambda: learner(Problem(policy, batch)), policy_ms), (lambda: critic.fit(batch), critic_ms)):
+        for work, record in ((learner, policy_ms), (critic.fit, critic_ms)):
             start = time.perf_counter()
-            work()
+            work(Problem(policy, batch) if work is learner else batch)
             if device != "cpu":
                 torch.cuda.synchronize()
             record.append(1e3 * (time.perf_counter() - start))
