@@ -151,9 +151,9 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     rows = []
     for group in comparison.groups:
         cells = [group.label, str(len(group.runs)), number(group.finals.mean())]
-        cells += [_with_interval(number, group.iqm, group.interval), number(group.areas.mean())]
+        cells += [with_interval(number, group.iqm, group.interval), number(group.areas.mean())]
         if comparison.threshold is not None:
-            cells += [_duration(group.to_reach[axis], axis) for axis in AXES]
+            cells += [duration(group.to_reach[axis], axis) for axis in AXES]
             cells += [f"{group.reached}/{len(group.runs)}"]
         rows.append(cells)
     return header, rows
@@ -162,7 +162,7 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 def pair_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the probabilities of improvement."""
     rows = [
-        [f"{pair.left} > {pair.right}", _with_interval("{:.2f}".format, pair.chance, pair.interval)]
+        [f"{pair.left} > {pair.right}", with_interval("{:.2f}".format, pair.chance, pair.interval)]
         for pair in comparison.pairs
     ]
     return ["A > B", "P(A > B) [95 %]"], rows
@@ -203,11 +203,11 @@ def number(value: float) -> str:
     return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}"
 
 
-def _with_interval(show, value: float, interval: tuple[float, float] | None) -> str:
+def with_interval(show, value: float, interval: tuple[float, float] | None) -> str:
     return show(value) if interval is None else f"{show(value)} [{show(interval[0])}, {show(interval[1])}]"
 
 
-def _duration(value: float, axis: str) -> str:
+def duration(value: float, axis: str) -> str:
     if math.isnan(value):
         return "-"
     if math.isinf(value):

@@ -1,0 +1,84 @@
+"""python scripts/classic_control.py [key=value …]: makes results/classic-control/, trainings included.
+
+Stop it whenever you like and start it again: finished runs are kept, stopped ones go on.
+
+  steps   environment steps per run  [what BUDGET says of each environment]
+  seeds   runs per algorithm and environment  [10]
+  jobs    runs at once  [one per core]
+  runs    folder of the runs  [runs/classic-control]
+  out     folder of README.md and curves.png  [results/classic-control]
+"""
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from classic_control_page import ALGOS, facts, readme
+
+from rl_natgrad.compare import plot, runs, summary
+from rl_natgrad.compare.options import AXES, CompareError, Options
+from rl_natgrad.run.files import write_atomically
+
+BUDGET = {"CartPole-v1": 200_000, "Acrobot-v1": 200_000, "Pendulum-v1": 500_000, "LunarLander-v3": 500_000}
+DEFAULTS = {"steps": "", "seeds": "10", "jobs": "null", "runs": "runs/classic-control",
+            "out": "results/classic-control"}  # fmt: skip
+METRIC = "rollout/return"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Trains what is missing, then writes. Exit code: 0, 1 (a run failed), 2 (refused), 130 or 143 (stopped)."""
+    if {"-h", "--help"} & set(argv):
+        print(__doc__, end="")
+        return 0
+    given = dict(word.split("=", 1) for word in argv if "=" in word)
+    if len(given) < len(argv) or given.keys() - DEFAULTS.keys():
+        print(f"error: expected {'=…, '.join(DEFAULTS)}=…, got {shlex.join(argv)}", file=sys.stderr)
+        return 2
+    options = DEFAULTS | given
+    failed = 0
+    for command in sweeps(options):
+        print(f"+ {shlex.join(command)}", flush=True)
+        code = subprocess.call([sys.executable, *command[1:]])
+        if code not in (0, 1):
+            return code
+        failed |= code
+    shown = [word for word in argv if not word.startswith(("out=", "runs=", "jobs="))]
+    try:
+        write(Path(options["runs"]), Path(options["out"]), ["python", "scripts/classic_control.py", *shown])
+    except CompareError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote   {options['out']}/README.md, curves.png")
+    return failed
+
+
+def sweeps(options: dict[str, str]) -> list[list[str]]:
+    """The commands that train: one per environment, as each has its own budget."""
+    return [
+        ["python", "-m", "rl_natgrad.train", "-m", f"algo={','.join(ALGOS)}", f"env={env}",
+         f"seed=range({options['seeds']})", f"total_steps={options['steps'] or budget}",
+         f"runs_dir={options['runs']}", "sweep.skip_finished=true", f"sweep.jobs={options['jobs']}"]
+        for env, budget in BUDGET.items()
+    ]  # fmt: skip
+
+
+def write(folder: Path, out: Path, command: Sequence[str]) -> None:
+    """README.md and curves.png in `out`, from the runs below `folder` and from nothing else."""
+    options = Options([folder], by=["env"], x=list(AXES), metric=METRIC)
+    found, notes = runs.read_runs(options)
+    groups, said = runs.comparisons(found, options.by)
+    by_axis = {
+        axis: [summary.compare(env, members, replace(options, x=[axis])) for env, members in groups.items()]
+        for axis in AXES
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    plot.curves(by_axis["steps"], list(AXES), METRIC, out / "curves.png")
+    text = readme(by_axis, facts(found), [*notes, *said], shlex.join(command))
+    write_atomically(out / "README.md", text.encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
