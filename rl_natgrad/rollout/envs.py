@@ -82,7 +82,7 @@ def make(cfg: Any, num_envs: int, seed: int) -> Envs:
     except EnvSetupError:
         raise
     except Exception as error:
-        raise EnvSetupError(f"{cfg.id}: {missing_extra(error) or one_line(error)}") from error
+        raise EnvSetupError(f"{cfg.id}: {missing_extra(cfg.id, error) or one_line(error)}") from error
 
 
 def find(id: str, allow_import: bool) -> EnvSpec:
@@ -104,9 +104,10 @@ def find(id: str, allow_import: bool) -> EnvSpec:
         raise EnvSetupError(f"env.id={id}: {one_line(error)}") from error
 
 
-def missing_extra(error: Exception) -> str | None:
+def missing_extra(id: str, error: Exception) -> str | None:
     """The line that installs what an environment lacks, where that is why it failed."""
-    found = re.search(r"gymnasium\[(box2d|mujoco|atari)\]", str(error).replace("-", ""))
-    if isinstance(error, gym.error.DependencyNotInstalled | ImportError) and found:
-        return f'needs an extra: pip install "rl-natgrad[{found[1]}]"'
-    return None
+    if not isinstance(error, gym.error.DependencyNotInstalled | ImportError):
+        return None
+    found = re.search(r"gymnasium\[(box2d|mujoco)\]", str(error))
+    extra = "atari" if id.startswith("ALE/") else found and found[1]
+    return f'needs an extra: pip install "rl-natgrad[{extra}]"' if extra else None

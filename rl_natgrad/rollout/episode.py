@@ -43,6 +43,9 @@ class Recipe:
         if not self.id.startswith("ALE/"):
             with _no_model_warnings(self.spec):
                 return gym.make(self.spec, disable_env_checker=True, **self.kwargs)
+        import ale_py
+
+        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # else a banner per environment
         env = gym.make(self.spec, disable_env_checker=True, **{"frameskip": 1, **self.kwargs})
         return FrameStackObservation(AtariPreprocessing(env), 4)
 
@@ -75,6 +78,7 @@ class Episode:
         self.actions: list[Any] = []
         self._build()
         self.observation = ObservationMap(self.env.observation_space)
+        self.write = self.observation.write
 
     def _build(self) -> None:
         self.env = self.recipe.build()
@@ -103,7 +107,7 @@ class Episode:
         if type(result) is not tuple or len(result) != 2 or not isinstance(result[1], dict):
             raise self.error(f"reset returned {_arity(result)}, expected (observation, info)")
         try:
-            self.observation.write(result[0], out)
+            self.write(result[0], out)
         except EnvError as error:
             raise self.error(f"reset: {error}") from error
 
@@ -122,19 +126,22 @@ class Episode:
             )
         observation, reward, terminated, truncated, _ = result
         try:
-            self.observation.write(observation, out)
+            self.write(observation, out)
         except EnvError as error:
             raise self.error(str(error)) from error
-        if type(reward) not in REAL:
+        if type(reward) is not float and type(reward) not in REAL:
             reward = self._real(reward)
+        if terminated is not False or truncated is not False or len(self.actions) >= self.limit:
+            self._end(terminated, truncated)
+        return reward
+
+    def _end(self, terminated: Any, truncated: Any) -> None:
         if type(terminated) not in BOOL:
             raise self.error(f"terminated is {brief(terminated)}, expected a bool")
         if type(truncated) not in BOOL:
             raise self.error(f"truncated is {brief(truncated)}, expected a bool")
-        if terminated or truncated or len(self.actions) >= self.limit:
-            self.terminated, self.truncated = terminated, truncated or len(self.actions) >= self.limit
-            self.done = True
-        return reward
+        self.terminated, self.truncated = bool(terminated), bool(truncated) or len(self.actions) >= self.limit
+        self.done = self.terminated or self.truncated
 
     def replay(self, number: int, actions: Iterable[Any], out: np.ndarray) -> None:
         """Brings a fresh environment to where episode `number` was after `actions`."""

@@ -37,6 +37,7 @@ class ObservationMap:
         self.raw, self.note = space, None
         self.dtype, self.shape = space.dtype, space.shape
         self.single = isinstance(space, spaces.Box)
+        self.vector = self.single and len(space.shape) == 1
         if self.single and space.dtype == np.uint8 and len(space.shape) == 3:
             self._image(space)
             return
@@ -44,7 +45,7 @@ class ObservationMap:
         self.leaves: list[Leaf] = []
         low, high = self._collect(space, "observation", ())
         self.space = spaces.Box(_float32(low), _float32(high), dtype=np.float32)
-        if not self.single or len(space.shape) != 1:
+        if not self.vector:
             self.note = f"observation {space} is flattened to {self.space.shape[0]} numbers"
 
     def _image(self, space: spaces.Box) -> None:
@@ -75,14 +76,17 @@ class ObservationMap:
 
     def write(self, observation: Any, out: np.ndarray) -> None:
         """Writes one observation into its row; raises EnvError naming the field that is not in its space."""
+        if (
+            self.vector
+            and type(observation) is np.ndarray
+            and observation.dtype is self.dtype
+            and observation.shape == self.shape
+        ):  # what nearly every step is, told apart in 0.15 µs
+            out[:] = observation
+            return
         if self.single:
-            known = type(observation) is np.ndarray and observation.dtype is self.dtype
-            if not known or observation.shape != self.shape:
-                observation = _as_box(observation, self.raw, "observation")
-            if self.axes is not None:
-                out[:] = observation.transpose(self.axes)
-            else:
-                out[:] = observation if observation.ndim == 1 else observation.ravel()
+            observation = _as_box(observation, self.raw, "observation")
+            out[:] = observation.ravel() if self.axes is None else observation.transpose(self.axes)
             return
         for leaf in self.leaves:
             out[leaf.place] = _leaf_value(observation, leaf)
