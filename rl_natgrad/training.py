@@ -11,6 +11,7 @@ from rl_natgrad.algos.problem import Batch, Problem
 from rl_natgrad.config import Config
 from rl_natgrad.policy.policy import as_tensor
 from rl_natgrad.rollout import envs
+from rl_natgrad.rollout.checks import Checks
 from rl_natgrad.rollout.collector import Collector, Rollout
 from rl_natgrad.rollout.returns import gae, monte_carlo
 
@@ -37,7 +38,8 @@ class Training:
         self.critic = build.build_critic(cfg, self.envs.observation_space)
         self.learner = build.build_learner(cfg, self.policy)
         self.fisher_rng = build.generator(cfg.seed, "fisher")
-        self.collector = Collector(self.envs, cfg.horizon, build.generator(cfg.seed, "actions"))
+        checks = Checks(cfg.env.id, self.envs.observation_space, cfg.num_envs)
+        self.collector = Collector(self.envs, cfg.horizon, build.generator(cfg.seed, "actions"), checks)
 
     def iterate(self) -> dict[str, float]:
         """One update from one rollout. Returns what there is to log of it."""

@@ -14,6 +14,7 @@ from rl_natgrad.algos.critic import NoCritic
 from rl_natgrad.algos.problem import Problem
 from rl_natgrad.optim import fisher as fishers
 from rl_natgrad.rollout.collector import Rollout
+from rl_natgrad.rollout.envs import EnvError
 from rl_natgrad.training import GIVE_UP, NotFinite, Training
 
 LEARNERS = ["reinforce", "pg", "npg", "trpo"]
@@ -323,6 +324,17 @@ def test_maths_that_is_not_finite_keeps_theta(make, monkeypatch, poison, learner
         with pytest.raises(NotFinite, match=f"{GIVE_UP} updates in a row"):
             run.iterate()
         assert torch.equal(run.policy.theta, theta)
+
+
+@pytest.mark.parametrize("how", ["step nan", "step inf", "step outside", "step reward-nan", "step reward-inf"])
+def test_nothing_is_learned_from_an_environment_that_misbehaves(make, how):
+    # in the second rollout of 48
+    run = make("trpo", f"env.kwargs.how={how}", "env.kwargs.at=60", env="environments:Misbehaving-v0")
+    run.iterate()
+    before = fingerprint(run)
+    with pytest.raises(EnvError, match="environment 0.* step 60: (observation|reward)"):
+        run.iterate()
+    assert fingerprint(run) == before
 
 
 @pytest.mark.parametrize("poison", [poison_advantage, poison_gradient])
