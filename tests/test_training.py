@@ -332,7 +332,7 @@ def test_nothing_is_learned_from_an_environment_that_misbehaves(make, how):
     run = make("trpo", f"env.kwargs.how={how}", "env.kwargs.at=60", env="environments:Misbehaving-v0")
     run.iterate()
     before = fingerprint(run)
-    with pytest.raises(EnvError, match="environment 0.* step 60: (observation|reward)"):
+    with pytest.raises(EnvError, match=r"environment 0.* step 60: (observation|reward)"):
         run.iterate()
     assert fingerprint(run) == before
 
