@@ -4,7 +4,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from oracles import HEADS, DenseFisher, make_problem, krylov_minimiser, randn, spectrum
+from oracles import HEADS, DenseFisher, krylov_minimiser, make_problem, randn, spectrum
 
 from rl_natgrad.optim.solvers import SOLVERS, TooLarge, cg, cholesky, identity, pinv, woodbury
 
