@@ -133,7 +133,7 @@ def test_other_ids_use_the_default_file():
 
 @pytest.mark.parametrize("words, parts", [
     (["env=CartPol"], ["env", "'CartPol'", "Pendulum", "did you mean 'CartPole'"]),
-    (["env=Walker2d"], ["did you mean 'Walker2d-v5'"]),
+    (["env=Pusher"], ["did you mean 'Pusher-v5'"]),
     (["env.id=Hoper-v5"], ["env.id", "did you mean 'Hopper-v5'"]),
     (["env=some.module:My-v0"], ["env.allow_import=true", "some.module"]),
     (["env=default"], ["env.id", "null"]),
