@@ -17,7 +17,7 @@ class Found(NamedTuple):
     """A run of the same configuration."""
 
     path: Path
-    outcome: str  # finished, running (by somebody, now) or stopped (it can go on from a checkpoint)
+    outcome: str  # finished, running (by somebody, now) or stopped (and can go on)
 
 
 class Earlier:
@@ -52,7 +52,7 @@ def _state(path: Path, record: dict[str, Any]) -> str | None:
     if record.get("outcome") == "running" and _is_held(path):
         return "running"
     # A run with a traceback failed by itself: what has to change before it can succeed may be in its past.
-    return "stopped" if _progress(path) and not (path / "traceback.txt").exists() else None
+    return None if (path / "traceback.txt").exists() else "stopped"
 
 
 def _is_held(path: Path) -> bool:

@@ -4,27 +4,33 @@ import contextlib
 import json
 import re
 import signal
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from rl_natgrad.config import Config
 from rl_natgrad.run.folder import RunRecord
 from rl_natgrad.run.records import METRICS, read_record
 
-Outcome = Literal["waiting", "running", "finished", "stopped", "failed"]
+Outcome = Literal["finished", "failed", "stopped", "running", "waiting"]
 HEAD, TAIL = 1 << 16, 1 << 16  # bytes of a log or of metrics.jsonl that are read at a time
 
 
 @dataclass
 class Job:
-    """What to run, and how it went. `words` starts it; `overrides` is what the user asked for."""
+    """What to run, and how it went.
+
+    fresh: the words that start it from scratch.  words: those that start it now; they may go on with a run.
+    label: the words that tell it from the other jobs.
+    """
 
     number: int
-    overrides: list[str]
+    fresh: list[str]
     config: Config
     log: Path
     words: list[str]
+    label: str
     outcome: Outcome = "waiting"
     run: Path | None = None
     error: str | None = None
@@ -40,7 +46,7 @@ class Job:
         """The job in sweep.json."""
         run = str(self.run) if self.run else None
         ended = {"outcome": self.outcome, "return": self.value, "error": self.error}
-        return {"overrides": self.overrides, "run": run, **ended}
+        return {"overrides": self.fresh, "run": run, **ended}
 
     def look(self) -> None:
         """Reads what is new in the log (where the run is) and in metrics.jsonl (how far it is)."""
@@ -76,6 +82,13 @@ def _said(run: Path | None) -> dict[str, Any]:
     return {}
 
 
+def counts(jobs: list[Job]) -> str:
+    """12 jobs: 8 finished, 4 failed."""
+    count = Counter(job.outcome for job in jobs)
+    said = ", ".join(f"{count[state]} {state}" for state in get_args(Outcome) if count[state])
+    return f"{len(jobs)} job{'s' if len(jobs) != 1 else ''}: {said}"
+
+
 def announced(log: Path) -> Path | None:
     """The folder that a log's `run     <path>` line names; None until it is there."""
     try:
@@ -106,4 +119,5 @@ def _last_words(code: int, log: Path) -> str:
         file.seek(max(file.seek(0, 2) - TAIL, 0))
         lines = file.read().decode(errors="replace").split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
-    return last.removeprefix("error: ") if code else f"ended with exit code 0 before its end ({last})"
+    last = last.removeprefix("error: ")
+    return last if code else f"ended with exit code 0 before its end ({last})"

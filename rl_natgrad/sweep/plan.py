@@ -1,10 +1,11 @@
 """The jobs of a sweep that lists them all: which are left, and how each is started."""
 
+import re
 from pathlib import Path
 
 from rl_natgrad.config import Config
 from rl_natgrad.sweep.earlier import Earlier
-from rl_natgrad.sweep.job import Job, newest_row
+from rl_natgrad.sweep.job import Job, counts, newest_row
 
 
 class Listed:
@@ -12,10 +13,15 @@ class Listed:
 
     def __init__(self, jobs: list[Job], earlier: Earlier | None = None):
         self.jobs = jobs
-        if earlier:
-            for job in jobs:
+        common = set.intersection(*(set(job.fresh) for job in jobs)) if len(jobs) > 1 else set()
+        for job in jobs:
+            job.label = " ".join(word for word in job.fresh if word not in common)
+            if earlier:
                 adopt(job, earlier)
         self._left = [job for job in jobs if job.outcome == "waiting"]
+
+    def opening(self) -> str:
+        return counts(self.jobs)
 
     def next(self) -> Job | None:
         return self._left.pop(0) if self._left else None
@@ -32,10 +38,10 @@ class Listed:
         return [f"go on   {going_on(command)}"]
 
 
-def new_job(number: int, overrides: list[str], config: Config, folder: Path) -> Job:
+def new_job(number: int, overrides: list[str], config: Config, folder: Path, label: str = "") -> Job:
     """A job that starts from scratch, with exactly the words of a user who runs it alone."""
     words = [word for word in overrides if not word.startswith(("sweep.", "search.", "sweep=", "search="))]
-    return Job(number, words, config, log=folder / f"{number}.log", words=words)
+    return Job(number, words, config, folder / f"{number}.log", words, label)
 
 
 def adopt(job: Job, earlier: Earlier) -> None:
@@ -45,7 +51,7 @@ def adopt(job: Job, earlier: Earlier) -> None:
         return
     job.run = found.path
     if found.outcome == "stopped":
-        job.words = resuming(found.path)
+        job.words = resuming(found.path, job.config.env.allow_import)
     else:
         job.outcome = "finished" if found.outcome == "finished" else "running"
         job.row = newest_row(found.path)
@@ -57,7 +63,10 @@ def going_on(command: str) -> str:
     return command if word in command else f"{command} {word}"
 
 
-def resuming(run: Path) -> list[str]:
-    """The words that go on with a run; quoted, so that Hydra's grammar reads any path back unchanged."""
-    text = str(run)
-    return ["resume='" + text.replace("\\'", "\\\\'").replace("'", "\\'") + "'"]
+def resuming(run: Path, allow_import: bool) -> list[str]:
+    """The words that go on with a run; quoted, so that Hydra's grammar reads any path back unchanged.
+
+    A run's folder may not allow an import by itself: the user has, in this command.
+    """
+    doubled = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + m[2].replace("'", "\\'"), str(run))
+    return [f"resume='{doubled}'", *(["env.allow_import=true"] if allow_import else [])]

@@ -10,6 +10,7 @@ from rl_natgrad.sweep.job import Job, Outcome
 
 TICK = 0.05  # seconds between two looks at whether a process has ended
 LOOK = 1.0  # seconds between two looks at what the jobs have written
+REFUSED = 2  # exit code of a run that could not be resumed: its folder is damaged
 GRACE = 5.0  # seconds a job that took too long has to save and end
 
 
@@ -41,6 +42,9 @@ class Plan(Protocol):
     """Which jobs there are, and what is learnt from them."""
 
     jobs: list[Job]
+
+    def opening(self) -> str:
+        """The line that says what there is to do."""
 
     def next(self) -> Job | None:
         """A job to start, or None when there is none at the moment."""
@@ -116,10 +120,14 @@ class Pool:
             job = self.plan.next()
             if job is None:
                 break
-            self.running.append(Running(job, self.launcher.start(job.words, job.log)))
-            job.outcome, started = "running", True
-            self.view.changed(job)
+            self._start(job)
+            started = True
         return started
+
+    def _start(self, job: Job) -> None:
+        self.running.append(Running(job, self.launcher.start(job.words, job.log)))
+        job.outcome = "running"
+        self.view.changed(job)
 
     def _tend(self, one: Running, now: float, look: bool) -> None:
         job = one.job
@@ -143,10 +151,16 @@ class Pool:
                 one.end("stopped", why)
 
     def _ended(self, one: Running, code: int) -> None:
-        one.job.end(code, one.asked)
-        self.plan.ended(one.job)
-        self.view.changed(one.job)
-        if self.fail_fast and one.job.outcome == "failed":
+        job = one.job
+        job.end(code, one.asked)
+        if code == REFUSED and job.words != job.fresh and not self.ending:
+            self.view.note(f"anew    {job.number}: {job.error}")
+            job.run, job.error, job.words = None, None, job.fresh
+            self._start(job)
+            return
+        self.plan.ended(job)
+        self.view.changed(job)
+        if self.fail_fast and job.outcome == "failed":
             self.ending = True
 
     def _note(self, number: int, frame: object) -> None:

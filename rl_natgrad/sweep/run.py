@@ -13,14 +13,15 @@ from rl_natgrad.cli import Command
 from rl_natgrad.config import ConfigError
 from rl_natgrad.run.files import write_json
 from rl_natgrad.run.folder import command_line
+from rl_natgrad.run.progress import duration
 from rl_natgrad.sweep.cluster import Cluster
 from rl_natgrad.sweep.earlier import Earlier
-from rl_natgrad.sweep.job import Job
+from rl_natgrad.sweep.job import Job, counts
 from rl_natgrad.sweep.plan import Listed, new_job
 from rl_natgrad.sweep.pool import Launcher, Plan, Pool
 from rl_natgrad.sweep.process import Process
 from rl_natgrad.sweep.search import Search
-from rl_natgrad.sweep.table import Table, closing, counts, duration
+from rl_natgrad.sweep.table import Table, closing
 
 SAVE = 1.0  # seconds between two writes of sweep.json while jobs run
 
@@ -97,7 +98,7 @@ class _View:
         self._save()
         self.table.say(f"sweep   {self.folder}")
         self.table.say(f"watch   tensorboard --logdir {self.keys.runs_dir}")
-        self.table.say(f"{counts(self.plan.jobs)} · {at_once} at once")
+        self.table.say(f"{self.plan.opening()} · {at_once} at once")
 
     def changed(self, job: Job) -> None:
         self.table.changed(job)

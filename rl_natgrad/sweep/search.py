@@ -19,7 +19,7 @@ from rl_natgrad.sweep.job import Job
 from rl_natgrad.sweep.plan import adopt, new_job
 
 MARKS = 10  # times in a run that the pruner compares it with others, at equal shares of total_steps
-WARM_UP, FIRST = 2, 5  # marks, and trials, before anything is pruned
+WARM_UP, FIRST = 2, 5  # the first mark at which a trial may be pruned; trials that have to end before
 NOT_SEARCHED = ("search", "sweep", "runs_dir")
 
 
@@ -93,6 +93,10 @@ class Search:
         self._left = max(keys.trials - len(self._done()), 0)
         return self
 
+    def opening(self) -> str:
+        jobs = f", {len(self._seeds)} jobs each" if len(self._seeds) > 1 else ""
+        return f"study {self.name}: {self._left} of {self._keys.trials} trials to do{jobs}"
+
     def next(self) -> Job | None:
         while True:
             while self._queue:
@@ -149,7 +153,8 @@ class Search:
         chosen = [f"{key}={value}" for key, value in trial.asked.params.items()]
         for seed in self._seeds:
             words = [*self._fixed, *chosen, *seed]
-            job = new_job(len(self.jobs) + 1, words, config.load(words), self._folder)
+            label = " ".join([*chosen, *(seed if len(self._seeds) > 1 else [])])
+            job = new_job(len(self.jobs) + 1, words, config.load(words), self._folder, label)
             if self._earlier:
                 adopt(job, self._earlier)
             self.jobs.append(job)
@@ -173,8 +178,9 @@ class Search:
 
     def _sampler(self, seed: int) -> Any:
         samplers = self._optuna.samplers
-        seed %= 2**32
-        return samplers.RandomSampler(seed) if self._keys.sampler == "random" else samplers.TPESampler(seed=seed)
+        if self._keys.sampler == "random":
+            return samplers.RandomSampler(seed % 2**32)
+        return samplers.TPESampler(seed=seed % 2**32, constant_liar=True)  # trials side by side avoid each other
 
     def _pruner(self) -> Any:
         pruners = self._optuna.pruners

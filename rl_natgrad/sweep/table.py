@@ -1,14 +1,12 @@
 """What a person sees of a sweep: a live table on a terminal, a line now and then elsewhere, a table at the end."""
 
 import time
-from collections import Counter
 from typing import Any, TextIO
 
 from rl_natgrad.run.progress import duration, number, two_digits
-from rl_natgrad.sweep.job import Job
+from rl_natgrad.sweep.job import Job, counts
 
 QUIET = 60.0  # seconds without a line, off a terminal, after which one says how far things are
-STATES = ("finished", "failed", "stopped", "running", "waiting")
 
 
 class Table:
@@ -62,7 +60,7 @@ class Table:
         self._said = time.monotonic()
 
     def _name(self, job: Job) -> str:
-        return f"{job.number}/{len(self._jobs)} {labels(self._jobs)[job.number]}".rstrip()
+        return f"{job.number}/{len(self._jobs)} {job.label}".rstrip()
 
     def _draw(self) -> None:
         """As many jobs as the terminal has lines for: those that run first, then the newest ended."""
@@ -77,41 +75,28 @@ class Table:
         ended = [job for job in self._jobs if job.outcome not in ("running", "waiting")]
         running = [job for job in self._jobs if job.outcome == "running"]
         shown = sorted((running + ended[::-1])[:room], key=lambda job: job.number)
-        lines = [*rows_of(live_rows(shown, labels(self._jobs))), "", counts(self._jobs), self._note]
+        lines = [*rows_of(live_rows(shown)), "", counts(self._jobs), self._note]
         self._live.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"), refresh=True)
 
 
-def labels(jobs: list[Job]) -> dict[int, str]:
-    """The words in which a job differs from the others, by its number."""
-    common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
-    return {job.number: " ".join(word for word in job.overrides if word not in common) for job in jobs}
-
-
-def counts(jobs: list[Job]) -> str:
-    """12 jobs: 8 finished, 4 failed."""
-    count = Counter(job.outcome for job in jobs)
-    said = ", ".join(f"{count[state]} {state}" for state in STATES if count[state])
-    return f"{len(jobs)} job{'s' if len(jobs) != 1 else ''}: {said}"
-
-
-def live_rows(jobs: list[Job], names: dict[int, str]) -> list[tuple[str, ...]]:
+def live_rows(jobs: list[Job]) -> list[tuple[str, ...]]:
     rows = [("job", "overrides", "progress", "return", "steps/s", "state")]
     for job in jobs:
         rate = job.row.get("time/steps_per_second")
         share = min(job.row.get("step", 0) / job.config.total_steps, 1)
         speed = f"{two_digits(rate):,}" if rate else "-"
-        rows.append((str(job.number), names[job.number], f"{share:.0%}", number(job.value), speed, job.outcome))
+        rows.append((str(job.number), job.label, f"{share:.0%}", number(job.value), speed, job.outcome))
     return rows
 
 
 def closing(jobs: list[Job]) -> list[str]:
     """Every job with its outcome, return and folder; then why the failed ones failed."""
-    names = labels(jobs)
     rows = [("job", "overrides", "outcome", "return", "folder")]
-    rows += [(str(j.number), names[j.number], j.outcome, number(j.value), str(j.run or "-")) for j in jobs]
+    for job in jobs:
+        rows.append((str(job.number), job.label, job.outcome, number(job.value), str(job.run or "-")))
     failed = [job for job in jobs if job.outcome == "failed"]
     return rows_of(rows) + [
-        f"failed  {job.number} {names[job.number]}: {job.error} (all it said: {job.log})" for job in failed
+        f"failed  {job.number} {job.label}: {job.error} (all it said: {job.log})" for job in failed
     ]
 
 

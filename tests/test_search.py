@@ -1,0 +1,191 @@
+"""Search: which trials there are, what Optuna is told of them, and how a search goes on."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+from test_sweep import PROBE, report, sweep
+
+from rl_natgrad import cli
+from rl_natgrad.config import ConfigError
+from rl_natgrad.run import folder
+from rl_natgrad.run.logger import Logger
+from rl_natgrad.sweep.job import Job
+from rl_natgrad.sweep.run import _create
+from rl_natgrad.sweep.search import MARKS, Search
+
+DELTA = "algo.delta=tag(log,interval(0.001,0.1))"
+
+
+def search(tmp_path: Path, *words: str) -> Search:
+    """The plan of a search, opened."""
+    pytest.importorskip("optuna")
+    return Search.of(cli.parse(["-m", f"runs_dir={tmp_path}", "search.study=x", *words])).open(
+        _create(tmp_path / "sweeps")
+    )
+
+
+def begin(job: Job) -> Logger:
+    """What the process of a job does first."""
+    job.outcome = "running"
+    tree = job.config.model_dump(mode="json")
+    job.run = folder.create(job.config.runs_dir, "CartPole-v1", "trpo", 0)
+    folder.RunRecord.start(
+        job.run, command="", config=tree, threads=1, device="cpu", backend="sync", restorable=True
+    )
+    return Logger(job.run)
+
+
+def end(plan: Search, job: Job, value: float | None, outcome: str = "finished") -> None:
+    job.outcome = outcome
+    job.row = {"eval/return": value}
+    if job.run:
+        folder.RunRecord(job.run, folder.read_record(job.run)).finish(outcome)
+    plan.ended(job)
+
+
+def words(job: Job) -> dict[str, str]:
+    return dict(word.split("=", 1) for word in job.fresh)
+
+
+def states(plan: Search) -> list[str]:
+    return [trial.state.name for trial in plan._study.get_trials(deepcopy=False)]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_search_finds_the_best_delta(tmp_path, sampler):
+    """A return of −(log₁₀ δ + 2)²: best at 0.01. TPE's later trials are nearer to it than its first ones."""
+    plan = search(tmp_path, DELTA, "algo=npg,trpo", "search.trials=40", f"search.sampler={sampler}")
+    errors = []
+    while job := plan.next():
+        errors.append((math.log10(job.config.algo.delta) + 2) ** 2 + 0.1 * (job.config.algo.name == "npg"))
+        job.outcome = "running"
+        end(plan, job, -errors[-1])
+    assert len(errors) == 40 and states(plan) == ["COMPLETE"] * 40
+    if sampler == "tpe":
+        assert sum(errors[-10:]) < sum(errors[:10]) / 2
+    best = min(plan.jobs, key=lambda job: -job.value)
+    assert plan.closing("C")[0].startswith("best    return ")
+    assert f"algo.delta={words(best)['algo.delta']} algo=trpo" in plan.closing("C")[0]
+    assert plan.closing("C")[1:] == ["study   x: 40 of 40 trials done"]
+
+
+def test_every_key_gets_values_of_its_kind(tmp_path):
+    plan = search(
+        tmp_path, DELTA, "algo.lam=interval(0.9,1)", "critic.epochs=int(interval(1,5))",
+        "horizon=range(32,129,32)", "solver=glob(c*)", "policy.hidden=[8],[8,8]", "total_steps=2000",
+        "search.trials=20", "search.sampler=random",
+    )  # fmt: skip
+    jobs = []
+    while job := plan.next():
+        jobs.append(job)
+    assert len(jobs) == 20
+    configs = [job.config for job in jobs]
+    assert all(0.001 <= cfg.algo.delta <= 0.1 and 0.9 <= cfg.algo.lam <= 1 for cfg in configs)
+    assert min(cfg.algo.delta for cfg in configs) < 0.005  # a uniform draw is below it one time in 25
+    assert {cfg.critic.epochs for cfg in configs} == {1, 2, 3, 4, 5}
+    assert {cfg.horizon for cfg in configs} == {32, 64, 96, 128}
+    assert {cfg.solver.name for cfg in configs} == {"cg", "cholesky"}
+    assert {tuple(cfg.policy.hidden) for cfg in configs} == {(8,), (8, 8)}
+    assert all(cfg.total_steps == 2000 for cfg in configs)
+
+
+def test_several_seeds_are_one_trial_worth_their_mean(tmp_path):
+    plan = search(tmp_path, DELTA, "seed=3,4", "search.trials=1")
+    first, second = plan.next(), plan.next()
+    assert plan.next() is None and [first.config.seed, second.config.seed] == [3, 4]
+    assert words(first)["algo.delta"] == words(second)["algo.delta"] and first.label.endswith("seed=3")
+    first.outcome = second.outcome = "running"
+    end(plan, first, 1.0)
+    assert states(plan) == ["RUNNING"]
+    end(plan, second, 2.0)
+    assert plan._study.best_value == 1.5
+
+
+def test_a_failed_or_unevaluated_trial_teaches_nothing(tmp_path):
+    plan = search(tmp_path, DELTA, "seed=0,1", "search.trials=2")
+    bad = plan.next()
+    end(plan, bad, None, "failed")
+    one, two = plan.next(), plan.next()  # the other seed of the failed trial is not run
+    assert words(one)["algo.delta"] == words(two)["algo.delta"] != words(bad)["algo.delta"]
+    one.outcome = two.outcome = "running"
+    end(plan, one, 1.0)
+    end(plan, two, None)
+    assert states(plan) == ["FAIL", "FAIL"] and plan.next() is None
+
+
+def test_the_median_pruner_stops_what_does_worse(tmp_path):
+    plan = search(tmp_path, DELTA, "search.trials=7", "total_steps=10000")
+    for number in range(7):
+        job = plan.next()
+        log, value = begin(job), 1.0 if number == 6 else 100.0
+        for update in range(1, 11):
+            log.write({"rollout/return": value + update}, 1000 * update, update)
+            why = plan.look(job)
+            if why:
+                break
+        assert bool(why) == (number == 6)
+        end(plan, job, value, "stopped" if why else "finished")
+    assert why == "pruned at 20%: others did better there"  # at the first mark after the warm-up
+    assert states(plan) == ["COMPLETE"] * 6 + ["PRUNED"]
+    assert len(plan._study.trials[0].intermediate_values) == MARKS - 1
+
+
+def test_a_search_goes_on_and_reruns_what_was_interrupted(tmp_path):
+    plan = search(tmp_path, DELTA, "search.trials=3")
+    done, cut = plan.next(), plan.next()
+    begin(done), begin(cut)
+    end(plan, done, 5.0)
+    end(plan, cut, None, "stopped")
+    assert plan.closing("C x")[-1] == "go on   C x search.study=x"
+    with pytest.raises(ConfigError, match="in use by process"):
+        search(tmp_path, DELTA, "search.trials=3")
+    plan._held.close()
+
+    again = search(tmp_path, DELTA, "search.trials=3", "sweep.jobs=1")
+    first, last = again.next(), again.next()
+    assert again.next() is None and states(again) == ["COMPLETE", "FAIL", "RUNNING", "RUNNING"]
+    assert first.fresh == cut.fresh and first.words == [f"resume='{cut.run}'"]
+    assert last.fresh not in (done.fresh, cut.fresh) and last.words == last.fresh
+    again._held.close()
+    with pytest.raises(ConfigError, match="is another search"):
+        search(tmp_path, DELTA, "search.trials=3", "horizon=64")
+
+
+@pytest.mark.parametrize("given, part", [
+    ([DELTA], "write range(start,stop,step) or a,b,c, or search it with search.trials=20"),
+    (["search.trials=5", "seed=1,2"], "search.trials has nothing to search"),
+    (["search.trials=5,6", DELTA], "one value"),
+    (["search.trials=5", "algo.delta=interval(-1,1)"], "algo.delta must be a number > 0, got -1"),
+    (["search.trials=5", "algo.delta=interval(1,0.1)"], "low < high"),
+    (["search.trials=5", "algo.gamma=tag(log,interval(0,1))"], "low > 0"),
+    (["search.trials=5", "algo=pg,trpo", "algo.delta=interval(0.1,1)"], "algo.delta belongs to npg and trpo"),
+    (["search.trials=5", "experiment=optimizers"], "one sweep"),
+    (["search.study=a/b", "search.trials=5", DELTA], "search.study must be a name"),
+    (["search.sampler=cma", DELTA, "search.trials=5"], "search.sampler must be tpe or random"),
+])  # fmt: skip
+def test_a_wrong_search_is_refused(given, part):
+    with pytest.raises(ConfigError) as caught:
+        cli.parse(["-m", *given])
+    assert part in str(caught.value)
+
+
+def test_without_optuna_a_search_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(ConfigError, match=r"pip install 'rl-natgrad\[search\]'"):
+        Search.of(cli.parse(["-m", "search.trials=2", DELTA]))
+
+
+@pytest.mark.slow
+def test_a_whole_search_and_its_continuation(tmp_path):
+    pytest.importorskip("optuna")
+    words = [*PROBE, DELTA, "total_steps=1000", "seed=0,1", "sweep.jobs=2", f"runs_dir={tmp_path}"]
+    code, text = sweep(*words, "search.trials=2", "search.study=s")
+    assert code == 0 and "study   s: 2 of 2 trials done" in text, text
+    assert len(report(tmp_path)["jobs"]) == 4
+    code, text = sweep(*words, "search.trials=3", "search.study=s")
+    assert code == 0 and "study s: 1 of 3 trials to do, 2 jobs each" in text, text
+    assert [job["outcome"] for job in report(tmp_path)["jobs"]] == ["finished"] * 2

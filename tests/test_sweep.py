@@ -1,0 +1,560 @@
+"""Sweeps: what one job does to the others (nothing), what is said of it, and how a sweep goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import whole_runs
+from whole_runs import ROOT, SMALL, facts, wait_until
+
+from rl_natgrad import cli, config
+from rl_natgrad.config import ConfigError
+from rl_natgrad.run import folder, lock
+from rl_natgrad.sweep import pool as pools
+from rl_natgrad.sweep import table
+from rl_natgrad.sweep.earlier import Earlier
+from rl_natgrad.sweep.experiment import unfold
+from rl_natgrad.sweep.job import Job
+from rl_natgrad.sweep.plan import Listed, new_job, resuming
+from rl_natgrad.sweep.pool import Pool
+from rl_natgrad.sweep.run import _create
+
+TESTS = Path(__file__).resolve().parent
+PROBE = ["env=sweep_environments:Sweep-v0", "env.allow_import=true", "env.backend=sync", *SMALL, "critic.epochs=1"]
+
+
+def job(number: int, tmp_path: Path, *overrides: str) -> Job:
+    return new_job(number, list(overrides), config.load(overrides), tmp_path)
+
+
+def stored(runs: Path, *overrides: str, outcome: str = "finished", checkpoint: bool = False) -> Path:
+    """A run's folder as a run of these overrides leaves it."""
+    path = folder.create(runs, "CartPole-v1", "trpo", 0)
+    tree = config.load(overrides).model_dump(mode="json")
+    record = folder.RunRecord.start(
+        path, command="", config=tree, threads=1, device="cpu", backend="sync", restorable=True
+    )
+    if outcome != "running":
+        record.finish(outcome)
+    if checkpoint:
+        (path / "checkpoints").mkdir()
+        (path / "checkpoints" / "00000010.safetensors").touch()
+    return path
+
+
+def environment(**env: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}", **env}
+
+
+def start(*words: str, **env: str) -> subprocess.Popen:
+    """python -m rl_natgrad.train -m <words>."""
+    command = [sys.executable, "-m", "rl_natgrad.train", "-m", *words]
+    return subprocess.Popen(
+        command, env=environment(**env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def sweep(*words: str, **env: str) -> tuple[int, str]:
+    process = start(*words, **env)
+    text = process.communicate()[0]
+    return process.returncode, text
+
+
+def report(runs: Path, number: int = -1) -> dict:
+    """sweep.json of the newest sweep."""
+    return json.loads((sorted((runs / "sweeps").glob("2*"))[number] / "sweep.json").read_text())
+
+
+def family(mark: str) -> list[str]:
+    """All that descends from a process started with MARK=<mark> in its environment (Linux)."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"MARK={mark}".encode() in (path / "environ").read_bytes().split(b"\0"):
+                found.append((path / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return found
+
+
+# the pool
+
+
+class Fake:
+    """A launcher whose processes end after so many looks; 'hang' ignores being asked to stop."""
+
+    def __init__(self, script: dict[int, tuple[int, float]]):
+        self.script, self.alive, self.most, self.log = script, 0, 0, []
+
+    def start(self, words, log):
+        log.touch()
+        self.alive += 1
+        self.most = max(self.most, self.alive)
+        return Handle(self, int(log.stem))
+
+
+class Handle:
+    def __init__(self, fake: Fake, number: int):
+        self.fake, self.number, self.ended = fake, number, None
+        self.code, self.left = fake.script.get(number, (0, 3))
+
+    def poll(self):
+        self.left -= 1
+        if self.ended is None and self.left <= 0:
+            self.ended = self.code
+        if self.ended is not None:
+            self.fake.alive -= 1
+        return self.ended
+
+    def stop(self):
+        self.fake.log.append(("stop", self.number))
+        if self.code != "hang":
+            self.ended = 130
+
+    def kill(self):
+        self.fake.log.append(("kill", self.number))
+        self.ended = -9
+
+
+class Silent:
+    def __init__(self):
+        self.notes = []
+
+    def changed(self, job):
+        pass
+
+    def looked(self):
+        pass
+
+    def note(self, line):
+        self.notes.append(line)
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """Runs jobs 1..n through a pool of fakes; a job with exit code 0 counts as a finished run."""
+    monkeypatch.setattr(pools, "TICK", 0.001)
+    monkeypatch.setattr(pools, "GRACE", 0.02)
+    finished = {"outcome": "finished", "config": {}}
+    monkeypatch.setattr("rl_natgrad.sweep.job._said", lambda run: finished)
+
+    def work(jobs: int, script: dict, at_once: int = 2, **options):
+        fake, view = Fake(script), Silent()
+        plan = Listed([job(n, tmp_path) for n in range(1, jobs + 1)])
+        keys = {"job_timeout": None, "fail_fast": False} | options
+        pool = Pool(plan, fake, at_once, view=view, **keys)
+        pool.work()
+        return [one.outcome for one in plan.jobs], plan.jobs, fake, pool
+
+    return work
+
+
+def test_a_pool_never_runs_more_than_it_may(work):
+    outcomes, _, fake, _ = work(9, {}, at_once=3)
+    assert outcomes == ["finished"] * 9 and fake.most == 3
+
+
+def test_a_failed_job_takes_no_other_with_it(work):
+    outcomes, jobs, _, _ = work(5, {2: (1, 2), 4: (-9, 2)})
+    assert outcomes == ["finished", "failed", "finished", "failed", "finished"]
+    assert jobs[3].error == "killed by SIGKILL"
+
+
+def test_fail_fast_stops_the_others_and_starts_no_more(work):
+    outcomes, _, fake, _ = work(4, {1: (0, 10**6), 2: (1, 3)}, fail_fast=True)
+    assert outcomes == ["stopped", "failed", "waiting", "waiting"]
+    assert fake.log == [("stop", 1)]
+
+
+def test_a_job_that_takes_too_long_is_asked_and_then_killed(work):
+    outcomes, jobs, fake, _ = work(3, {2: ("hang", 10**6)}, job_timeout=0.05)
+    assert outcomes == ["finished", "failed", "finished"]
+    assert jobs[1].error == "no end within 0.05 s (sweep.job_timeout)"
+    assert fake.log[0] == ("stop", 2) and ("kill", 2) in fake.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_every_job_and_a_second_one_kills(work, monkeypatch, number):
+    script = {1: (0, 10**6), 2: ("hang", 10**6)}
+    real, sent = Handle.stop, []
+
+    def stop(self):
+        real(self)
+        if self.number == 2 and not sent:
+            sent.append(os.kill(os.getpid(), number))
+
+    monkeypatch.setattr(Handle, "stop", stop)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    old = signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), number))
+    try:
+        outcomes, _, fake, pool = work(4, script)
+    finally:
+        signal.signal(signal.SIGALRM, old)
+    assert outcomes == ["stopped", "stopped", "waiting", "waiting"] and pool.stopped == number
+    assert [entry for entry in fake.log if entry[0] == "stop"] == [("stop", 1), ("stop", 2)]
+    assert ("kill", 2) in fake.log
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+
+
+def test_a_run_that_cannot_be_resumed_starts_anew(work, tmp_path, monkeypatch):
+    one = job(1, tmp_path)
+    one.words = ["resume=x"]
+    started, fake = [], Fake({1: (2, 2)})
+    monkeypatch.setattr(fake, "start", lambda words, log: (started.append(words), log.touch(), Handle(fake, 1))[2])
+    view = Silent()
+    Pool(Listed([one]), fake, 1, view=view, job_timeout=None, fail_fast=False).work()
+    assert started == [["resume=x"], []] and one.outcome == "failed"  # the second time it counts
+    assert view.notes == ["anew    1: it said nothing"]
+
+
+# how a job ended
+
+ENDS = [  # exit code, outcome in run.json, error in it, asked by the sweep → outcome, error, outcome in run.json
+    (0, "finished", None, None, "finished", None, "finished"),
+    (0, "finished", None, "stopped", "finished", None, "finished"),
+    (1, "failed", "ValueError: x", None, "failed", "ValueError: x", "failed"),
+    (3, "failed", "SystemExit: 3", None, "failed", "SystemExit: 3", "failed"),
+    (0, "failed", "SystemExit: 0", None, "failed", "SystemExit: 0", "failed"),
+    (-9, "running", None, None, "failed", "killed by SIGKILL", "failed"),
+    (-11, "running", None, None, "failed", "killed by SIGSEGV", "failed"),
+    (0, "running", None, None, "failed", "ended with exit code 0 before its end (last words)", "failed"),
+    (5, "running", None, None, "failed", "last words", "failed"),
+    (2, None, None, None, "failed", "last words", None),
+    (130, "stopped", None, "stopped", "stopped", None, "stopped"),
+    (143, "stopped", None, None, "stopped", None, "stopped"),
+    (-2, None, None, "stopped", "stopped", None, None),
+    (-9, "running", None, "stopped", "stopped", None, "stopped"),
+    (1, "failed", "OSError: full", "stopped", "failed", "OSError: full", "failed"),
+    (130, "stopped", None, "failed", "failed", "asked", "stopped"),
+    (-9, "running", None, "failed", "failed", "asked", "failed"),
+]
+
+
+@pytest.mark.parametrize("code, said, why, asked, outcome, error, then", ENDS)
+def test_how_a_job_ended(tmp_path, code, said, why, asked, outcome, error, then):
+    one = job(1, tmp_path)
+    one.error = "asked" if asked == "failed" else None
+    text = "noise\nrun     elsewhere\nerror: last words\n\n"
+    if said:
+        path = stored(tmp_path / "runs", outcome=said)
+        if why:
+            folder.RunRecord(path, folder.read_record(path)).update(error=why)
+        text = f"run     {path}\n" + text
+    one.log.write_text(text)
+    one.end(code, asked)
+    assert (one.outcome, one.error) == (outcome, error)
+    assert one.run == (path if said else None)
+    if said:
+        assert folder.read_record(path)["outcome"] == then
+
+
+def test_a_half_written_row_is_not_read(tmp_path):
+    path = stored(tmp_path / "runs")
+    one = job(1, tmp_path)
+    one.log.write_text(f"run     {path}\n")
+    for text, value in (("", None), ('{"step": 1, "rollout/return": 3.0}\n', 3.0), ('{"step": 2}\n{"st', 3.0),
+                        ('{"step": 3, "rollout/return": null, "eval/return": 7}\n', 7)):
+        (path / "metrics.jsonl").write_text(text)
+        one.look()
+        assert one.value == value
+    assert one.row["step"] == 3
+
+
+# going on
+
+
+def test_runs_are_matched_by_their_resolved_configuration(tmp_path):
+    runs = tmp_path / "runs"
+    one = stored(runs, "algo.delta=0.02", "env=CartPole", f"runs_dir={runs}")
+    two = stored(runs, "algo=npg", "seed=3")
+    (runs / "not a run").mkdir()
+    (runs / "not a run" / "run.json").write_text("{")
+    earlier = Earlier([str(runs), str(runs)])
+    take = lambda *words: earlier.take(config.load(words))  # noqa: E731
+    assert take("env=CartPole-v1", "algo.delta=2e-2", "algo=trpo", "sweep.jobs=2").path == one
+    assert take("seed=3", "algo=npg").path == two and take("seed=3", "algo=npg").path == two
+    assert take("seed=3") is None and take("algo=npg") is None and take("algo.delta=0.02", "horizon=128") is None
+
+
+def test_an_interrupted_run_goes_on_once_and_a_failed_one_starts_anew(tmp_path):
+    interrupted = [stored(tmp_path, outcome=how, checkpoint=True) for how in ("stopped", "running", "failed")]
+    interrupted.append(stored(tmp_path, outcome="stopped"))  # without a checkpoint, it begins anew in its folder
+    broken = stored(tmp_path, outcome="failed", checkpoint=True)
+    (broken / "traceback.txt").touch()
+    earlier, cfg = Earlier([str(tmp_path)]), config.load([])
+    taken = list(itertools.takewhile(bool, (earlier.take(cfg) for _ in range(9))))
+    assert sorted(found.path for found in taken) == sorted(interrupted) and taken[-1].path == interrupted[-1]
+    finished = stored(tmp_path)
+    jobs = [job(1, tmp_path), job(2, tmp_path), job(3, tmp_path, "seed=1")]
+    plan = Listed(jobs, Earlier([str(tmp_path)]))
+    assert [one.run for one in jobs] == [finished, finished, None]
+    assert plan.next() is jobs[2] and plan.next() is None
+
+
+def test_a_run_that_somebody_runs_now_is_left_alone(tmp_path):
+    path = stored(tmp_path, outcome="running", checkpoint=True)
+    one = job(1, tmp_path)
+    with lock.hold(path):
+        plan = Listed([one], Earlier([str(tmp_path)]))
+    assert plan.next() is None and one.outcome == "running" and one.run == path
+
+
+@pytest.mark.parametrize("name", ["plain", "a b", "it's", "x=1,2", "[a]", "it\\'s", "ends\\", "ü·"])
+def test_any_folder_can_be_resumed(name):
+    asked = cli.parse(resuming(Path("runs", name), True))
+    assert (asked.kind, asked.resume) == ("resume", f"runs/{name}")
+
+
+def test_a_job_has_the_words_of_a_user_who_runs_it_alone(tmp_path):
+    one = job(1, tmp_path, "algo=pg", "sweep.jobs=2", "search.trials=3", "seed=1")
+    assert one.words == ["algo=pg", "seed=1"]
+
+
+# folders
+
+
+def _make(barrier, runs, found):
+    barrier.wait()
+    found.put((str(_create(runs / "sweeps")), str(folder.create(runs, "CartPole-v1", "pg", 0))))
+
+
+def test_sweeps_started_at_once_share_no_folder(tmp_path):
+    context = multiprocessing.get_context("fork")
+    barrier, found = context.Barrier(20), context.Queue()
+    processes = [context.Process(target=_make, args=(barrier, tmp_path, found)) for _ in range(20)]
+    for process in processes:
+        process.start()
+    folders = [path for _ in processes for path in found.get(timeout=30)]
+    for process in processes:
+        process.join()
+    assert len(set(folders)) == 40
+
+
+# experiments
+
+
+@pytest.mark.parametrize("name", config.choices()["experiment"])
+def test_each_experiment_composes_and_says_its_command(name):
+    asked = cli.parse(["-m", f"experiment={name}"])
+    title, command = (config.config_dir() / "experiment" / f"{name}.yaml").read_text().splitlines()[:2]
+    assert command == f"# python -m rl_natgrad.train -m experiment={name}"
+    assert f" {len(asked.jobs)} runs" in title
+
+
+def test_an_experiment_is_its_words_and_those_beside_it_win(tmp_path, monkeypatch):
+    text = "algo: pg,npg\nseed: range(2)\npolicy.hidden: '[8],[8,8]'\n---\nalgo: trpo\ntotal_steps: 1e4\n"
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "x.yaml").write_text(text)
+    monkeypatch.setattr(config, "config_dir", lambda: tmp_path)
+    monkeypatch.setattr(config, "choices", lambda: {"experiment": ["x"]})
+    assert unfold(["seed=1"]) == [["seed=1"]]
+    assert unfold(["horizon=64", "experiment=x", "seed=7"]) == [
+        ["algo=pg,npg", "seed=7", "policy.hidden=[8],[8,8]", "horizon=64"],
+        ["algo=trpo", "total_steps=1e4", "horizon=64", "seed=7"],
+    ]
+    (tmp_path / "experiment" / "x.yaml").write_text("policy.hidden: [8, 8]\n")
+    with pytest.raises(ConfigError, match="quotes around lists"):
+        unfold(["experiment=x"])
+
+
+@pytest.mark.parametrize("words, part", [
+    (["-m", "experiment=clasic-control"], "did you mean 'classic-control'?"),
+    (["experiment=delta"], "write -m to sweep"),
+    (["experiment=optimizers"], "write -m"),
+    (["-m", "experiment=delta", "experiment=delta"], "given twice"),
+    (["-m", "experiment=delta,optimizers"], "experiment must be"),
+])  # fmt: skip
+def test_a_wrong_experiment_is_refused(words, part):
+    with pytest.raises(ConfigError) as caught:
+        cli.parse(words)
+    assert part in str(caught.value)
+
+
+# the table
+
+
+def jobs_of_all_kinds(tmp_path: Path) -> list[Job]:
+    jobs = Listed([job(n, tmp_path, "num_envs=4", f"seed={n}") for n in range(1, 6)]).jobs
+    for one, outcome in zip(jobs, ("finished", "failed", "stopped", "running", "waiting"), strict=True):
+        one.outcome = outcome
+    jobs[0].row, jobs[0].run = {"step": 10**5, "eval/return": 489.2}, Path("runs/a")
+    jobs[1].error, jobs[1].run = "ValueError: the pole fell over", Path("runs/b")
+    jobs[3].row = {"step": 45_000, "rollout/return": 12.5, "time/steps_per_second": 31_234.0}
+    return jobs
+
+
+def test_the_closing_table_has_every_job_and_why_it_failed(tmp_path):
+    lines = table.closing(jobs_of_all_kinds(tmp_path))
+    assert lines[:3] == [
+        "job  overrides  outcome   return  folder",
+        "1    seed=1     finished  489     runs/a",
+        "2    seed=2     failed    -       runs/b",
+    ]
+    assert len(lines) == 7 and lines[6].startswith("failed  2 seed=2: ValueError: the pole fell over (")
+    assert lines[6].endswith(f"{tmp_path}/2.log)")
+
+
+class Terminal:
+    """A stream that claims to be one."""
+
+    encoding = "utf-8"
+
+    def __init__(self):
+        self.text = ""
+
+    def isatty(self):
+        return True
+
+    def write(self, text):
+        self.text += text
+
+    def flush(self):
+        pass
+
+
+def test_the_live_table_shows_progress_return_and_speed(tmp_path, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    jobs, stream = jobs_of_all_kinds(tmp_path), Terminal()
+    with table.Table(jobs, stream) as view:
+        view.changed(jobs[3])
+        view.note("stop    each job")
+    assert "4    seed=4     45%       12.5    31,000   running" in stream.text
+    assert "5 jobs: 1 finished, 1 failed, 1 stopped, 1 running, 1 waiting" in stream.text
+    assert "stop    each job" in stream.text and "seed=5" not in stream.text
+
+
+def test_off_a_terminal_each_start_and_end_is_a_line(tmp_path, capsys, monkeypatch):
+    jobs = jobs_of_all_kinds(tmp_path)
+    monkeypatch.setattr(table, "QUIET", -1)
+    with table.Table(jobs, sys.stdout) as view:
+        for one in (jobs[3], jobs[0], jobs[1]):
+            view.changed(one)
+        view.refresh()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "start   4/5 seed=4" and lines[1].startswith("done    1/5 seed=1 · return 489 · ")
+    assert lines[2] == "failed  2/5 seed=2 · return - · ValueError: the pole fell over"
+    assert lines[3].strip() == "5 jobs: 1 finished, 1 failed, 1 stopped, 1 running, 1 waiting"
+
+
+# whole sweeps
+
+
+def test_two_jobs_one_of_which_fails(tmp_path):
+    words = [*PROBE, "env.kwargs.job=0,2", "total_steps=700", f"runs_dir={tmp_path}", "sweep.jobs=2"]
+    code, text = sweep(*words)
+    assert code == 1, text
+    good, bad = report(tmp_path)["jobs"]
+    assert (good["outcome"], good["error"]) == ("finished", None) and good["return"] > 0
+    assert bad["outcome"] == "failed" and "ValueError: the pole fell over" in bad["error"]
+    assert folder.read_record(good["run"])["outcome"] == "finished"
+    assert "sweep.skip_finished=true" in text and "2 jobs: 1 finished, 1 failed" in text
+
+
+def test_a_refused_sweep_leaves_nothing(tmp_path):
+    code, text = sweep("seed=0,1", "algo.delta=0.1,-1", f"runs_dir={tmp_path}/runs")
+    assert code == 2 and text.count("\n") == 1 and "job 2 of 4" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_twelve_jobs_of_which_four_fail(tmp_path, monkeypatch):
+    """Raise, sys.exit(3), kill -9 and hang: the others have the bits of jobs run alone; then just the 4 run."""
+    words = [*PROBE, "total_steps=2000", "checkpoint.every=2", f"runs_dir={tmp_path}", "sweep.job_timeout=60"]
+    jobs = "env.kwargs.job=range(12)"
+    code, text = sweep(*words, jobs, "sweep.jobs=2")
+    assert code == 1, text
+    said = report(tmp_path)["jobs"]
+    failed = {n: one["error"] for n, one in enumerate(said) if one["outcome"] == "failed"}
+    assert list(failed) == [2, 5, 8, 11]
+    for part, error in zip(("the pole fell over", "SystemExit: 3", "killed by SIGKILL", "no end within 60 s"),
+                           failed.values(), strict=True):
+        assert part in error and error in text
+    assert [one["outcome"] for one in said].count("finished") == 8
+    before = {path.parent for path in tmp_path.glob("*/*/*/run.json")}
+    assert len(before) == 12
+
+    monkeypatch.setenv("SWEEP_FIXED", "1")
+    code, text = sweep(*words, jobs, "sweep.jobs=2", "sweep.skip_finished=true")
+    assert code == 0, text
+    again = report(tmp_path)["jobs"]
+    assert [one["outcome"] for one in again] == ["finished"] * 12
+    assert [n for n in range(12) if again[n] != said[n]] == [2, 5, 8, 11]
+    assert text.count("\nstart ") == 4
+
+    monkeypatch.syspath_prepend(TESTS)
+    for n, one in enumerate(again):
+        alone = tmp_path / "alone" / str(n)
+        words = [*PROBE, "total_steps=2000", "checkpoint.every=2", f"env.kwargs.job={n}", f"runs_dir={alone}"]
+        assert whole_runs.run(monkeypatch, *words) == 0
+        whole_runs.assert_equal(Path(one["run"]), facts(whole_runs.only_run(alone)))
+
+
+INTERRUPTED = [*PROBE, "total_steps=4000", "checkpoint.every=1", "seed=0,1", "sweep.jobs=3"]
+
+
+def interrupt(tmp_path: Path, signals: list[int]) -> tuple[int, str]:
+    """A sweep of four slow jobs, three at once, that gets these signals once some have checkpoints."""
+    words = [*INTERRUPTED, "env.backend=sync,async", f"runs_dir={tmp_path}"]
+    words.remove("env.backend=sync")
+    process = start(*words, SWEEP_SLOW="0.002", MARK=str(tmp_path))
+    wait_until(lambda: len(list(tmp_path.glob("*/*/*/checkpoints/00000002.safetensors"))) >= 2, 120)
+    assert len(family(str(tmp_path))) > 4  # the sweep, three jobs, workers of async ones
+    for number in signals:
+        process.send_signal(number)
+    text = process.communicate()[0]
+    wait_until(lambda: not family(str(tmp_path)), 10)
+    return process.returncode, text
+
+
+def go_on(tmp_path: Path, monkeypatch) -> str:
+    """The interrupted sweep again, which ends with the bits of one that was never interrupted."""
+    before = set(tmp_path.glob("*/*/*/run.json"))
+    words = [*INTERRUPTED, "env.backend=sync,async"]
+    words.remove("env.backend=sync")
+    code, text = sweep(*words, f"runs_dir={tmp_path}", "sweep.skip_finished=true")
+    assert code == 0, text
+    jobs = report(tmp_path)["jobs"]
+    assert {one["outcome"] for one in jobs} == {"finished"} and len({one["run"] for one in jobs}) == 4
+    assert before <= {Path(one["run"], "run.json") for one in jobs}
+    monkeypatch.syspath_prepend(TESTS)
+    for n, one in enumerate(jobs):
+        alone = [word for word in one["overrides"] if not word.startswith("runs_dir=")]
+        assert whole_runs.run(monkeypatch, *alone, f"runs_dir={tmp_path}/alone/{n}") == 0
+        whole_runs.assert_equal(Path(one["run"]), facts(whole_runs.only_run(tmp_path / "alone" / str(n))))
+    return text
+
+
+@pytest.mark.slow
+def test_killing_the_sweep_leaves_no_orphan_and_it_goes_on(tmp_path, monkeypatch):
+    assert interrupt(tmp_path, [signal.SIGKILL])[0] == -signal.SIGKILL
+    go_on(tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_every_job_with_a_checkpoint_and_says_how_to_go_on(tmp_path, monkeypatch):
+    code, text = interrupt(tmp_path, [signal.SIGINT])
+    assert code == 130, text
+    assert text.splitlines()[-1].startswith("go on   python -m rl_natgrad.train -m ")
+    assert text.splitlines()[-1].endswith("sweep.skip_finished=true")
+    runs = [one["run"] for one in report(tmp_path)["jobs"] if one["outcome"] == "stopped"]
+    assert runs and all(folder.read_record(run)["outcome"] == "stopped" for run in filter(None, runs))
+    go_on(tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+def test_twenty_sweeps_at_once(tmp_path):
+    words = [*PROBE, "total_steps=10", "horizon=4", "eval.episodes=1", "sweep.jobs=1", f"runs_dir={tmp_path}"]
+    processes = [start(*words) for _ in range(20)]
+    texts = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 20, texts
+    sweeps = list(tmp_path.glob("sweeps/*/sweep.json"))
+    runs = {one["run"] for file in sweeps for one in json.loads(file.read_text())["jobs"]}
+    assert len(sweeps) == len(runs) == len(list(tmp_path.glob("*/*/*/run.json"))) == 20
