@@ -70,11 +70,13 @@ def _prepare(where: Path, overrides: list[str], stop: Stop, stack: ExitStack) ->
         notes += ("it has no checkpoint yet: beginning anew",)
     stack.enter_context(stop.patient())
     stop.check()
-    _undo(path, training, before)
+    kept = _undo(path, training, before)
     record = folder.RunRecord.resume(
         path, command=folder.command_line("rl_natgrad.train"), config=cfg.model_dump(mode="json")
     )
-    logger = Logger(path, purge_step=training.step + (0 if before and before["row"] else 1))
+    # The final evaluation of a finished run is a point at this very step, so that step is written again.
+    logger = Logger(path, purge_step=max(training.step, 1))
+    logger.again([row for row in kept if row["step"] >= training.step])
     if not file:
         logger.hparams(cfg.model_dump(mode="json"))
     return Run(cfg, training, path, record, logger, stop, before=before, notes=notes)
@@ -154,12 +156,15 @@ def _changes(record: dict[str, Any]) -> tuple[str, ...]:
     return (f"versions have changed, so numbers may: {'; '.join(other)}"[:300],) if other else ()
 
 
-def _undo(path: Path, training: Training, before: State | None) -> None:
-    """What came after the checkpoint goes: later checkpoints first, so that a kill in here changes nothing."""
+def _undo(path: Path, training: Training, before: State | None) -> list[dict]:
+    """What came after the checkpoint goes: later checkpoints first, so that a kill in here changes nothing.
+
+    Returns: the rows of metrics.jsonl that are left.
+    """
     for later in reversed(Checkpoints(path, 1, __version__).all()):
         if int(later.stem) > training.update:
             later.unlink()
     for left in [*path.glob(".*.tmp"), *(path / FOLDER).glob(".*.tmp")]:  # by a kill inside a save
         left.unlink()
     logged = training.update - 1 if before and before["row"] else training.update
-    cut(path, logged)
+    return cut(path, logged)

@@ -53,6 +53,12 @@ class Logger:
             self._file.flush()
         self._events.scalars(said, step)
 
+    def again(self, rows: Sequence[Mapping]) -> None:
+        """Points for TensorBoard of rows that metrics.jsonl has, but that `purge_step` made it forget."""
+        for row in rows:
+            values = {tag: math.nan if row[tag] is None else row[tag] for tag in row if "/" in tag}
+            self._events.scalars(values, row["step"])
+
     def hparams(self, config: Mapping, overrides: Sequence[str] = ()) -> None:
         """What the HPARAMS page shows of this run: algorithm, environment, and what was overridden."""
         values = hparams(config, overrides)
@@ -85,17 +91,19 @@ def hparams(config: Mapping, overrides: Sequence[str] = ()) -> dict[str, bool | 
     return found
 
 
-def cut(path: str | Path, update: int) -> None:
+def cut(path: str | Path, update: int) -> list[dict]:
     """metrics.jsonl as it was after `update`: no later row, no final evaluation row, no half-written line.
 
     The final evaluation is a second row of the last update, so the first row of each update is kept.
+    Returns the rows that are left.
     """
     kept, last = [], 0
     for row in read_rows(path):
         if last < row["update"] <= update:
             last = row["update"]
-            kept.append(json.dumps(row) + "\n")
-    write_atomically(Path(path) / METRICS, "".join(kept).encode())
+            kept.append(row)
+    write_atomically(Path(path) / METRICS, "".join(json.dumps(row) + "\n" for row in kept).encode())
+    return kept
 
 
 def _key(override: str) -> str:

@@ -1,0 +1,223 @@
+"""Ctrl-C, kill, kill -9: whenever it comes, the run goes on later as if nothing had been."""
+
+import random
+import re
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import pytest
+from whole_runs import (
+    CRITIC, SMALL, assert_equal, checkpoints, facts, hears_signals, only_run, outcome, run, spawn, wait_until,
+)  # fmt: skip
+
+from rl_natgrad.run.records import read_rows
+from rl_natgrad.run.signals import Stop, Stopped
+
+WORDS = [*SMALL, *CRITIC, "total_steps=6000", "checkpoint.every=3", "eval.every=8"]
+SLOW_EVALUATION = ["eval.every=2", "eval.episodes=4", "env=Pendulum", "num_envs=2", "horizon=32"]
+TIME = 10  # seconds that a stop may take
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The facts of the run that nobody disturbs, for the words it is started with."""
+
+    @cache
+    def facts_of(*words):
+        runs_dir = tmp_path_factory.mktemp("undisturbed")
+        with pytest.MonkeyPatch.context() as patch:
+            assert run(patch, *words, f"runs_dir={runs_dir}") == 0
+        return facts(only_run(runs_dir))
+
+    return facts_of
+
+
+def stopped(process, number):
+    """Sends a signal; how the process ended, what it wrote, and after how many seconds."""
+    start = time.monotonic()
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err, time.monotonic() - start
+
+
+def goes_on(path: Path, expected) -> None:
+    """Resumes to the end; the run is then the one that nobody disturbed."""
+    process = spawn(f"resume={path}")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert_equal(path, expected)
+
+
+# ---- Stop itself ---------------------------------------------------------------------------------------------
+
+
+def test_a_signal_raises_at_once_or_waits_where_patience_is_asked_for(capfd):
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before = signal.getsignal(number)
+        with Stop() as stop:
+            with pytest.raises(Stopped):
+                signal.raise_signal(number)
+        assert stop.code == 128 + number and signal.getsignal(number) is before
+        with Stop() as stop, stop.patient():
+            with stop.at_once():
+                pass
+            signal.raise_signal(number)
+            with pytest.raises(Stopped):
+                stop.check()
+            with pytest.raises(Stopped), stop.at_once():
+                pytest.fail("a signal that was noted before is heard at once")
+        with Stop() as stop, stop.patient(), pytest.raises(Stopped), stop.at_once():
+            signal.raise_signal(number)
+    assert capfd.readouterr().err.count("stop    after this update (once more: at once)") == 2
+
+
+# ---- whole processes -----------------------------------------------------------------------------------------
+
+
+def test_a_stopped_run_says_how_to_resume_and_equals_the_undisturbed_one(tmp_path, undisturbed):
+    stop_and_go_on(tmp_path, undisturbed, signal.SIGTERM, updates=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_20_signals_each(tmp_path, undisturbed, number):
+    rng = random.Random(number)
+    undisturbed(*WORDS)
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(stop_and_go_on, tmp_path / str(i), undisturbed, number, rng.randrange(1, 20))
+                for i in range(20)]  # fmt: skip
+        for job in jobs:
+            job.result()
+
+
+def stop_and_go_on(tmp_path, undisturbed, number, updates):
+    """Stops a run after some updates, twice; then it goes on to its end."""
+    process = spawn(*WORDS, f"runs_dir={tmp_path}")
+    wait_until(lambda: len(list(tmp_path.glob("*/*/*/metrics.jsonl"))) == 1)
+    path = only_run(tmp_path)
+    wait_until(lambda: len(read_rows(path)) >= updates or process.poll() is not None)
+    code, out, err, seconds = stopped(process, number)
+    if outcome(path) == "finished":  # it was faster
+        assert code == 0
+        return
+    assert (code, outcome(path)) == (128 + number, "stopped") and seconds < TIME, err
+    assert out.splitlines()[-1] == f"resume  python -m rl_natgrad.train resume={path}"
+    saved = int(checkpoints(path)[-1].stem)
+    assert 0 <= saved - max(row["update"] for row in read_rows(path)) <= 1  # 1: stopped in an evaluation
+    goes_on(path, undisturbed(*WORDS))
+
+
+def test_a_second_signal_exits_at_once(tmp_path):
+    process = spawn("horizon=20000", "total_steps=1e9", f"runs_dir={tmp_path}")  # an update takes long
+    wait_until(lambda: list(tmp_path.glob("*/*/*/metrics.jsonl")))
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline() + process.stderr.readline() == "\nstop    after this update (once more: at once)\n"
+    code, _, _, seconds = stopped(process, signal.SIGTERM)
+    assert code == 143 and seconds < 1.5
+
+
+@pytest.mark.slow
+def test_signals_during_start_up_leave_nothing_or_a_run_that_goes_on(tmp_path, undisturbed):
+    rng = random.Random(0)
+    for i in range(12):
+        number = (signal.SIGINT, signal.SIGTERM)[i % 2]
+        process = spawn(*WORDS, f"runs_dir={tmp_path / str(i)}")
+        wait_until(lambda process=process: hears_signals(process.pid))
+        time.sleep(rng.uniform(0, 3))
+        code, out, err, seconds = stopped(process, number)
+        assert code in (128 + number, 0) and seconds < TIME and "Traceback" not in err
+        if list((tmp_path / str(i)).glob("*/*/*/run.json")):
+            goes_on(only_run(tmp_path / str(i)), undisturbed(*WORDS))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_an_evaluation_leaves_the_evaluation_for_later(tmp_path, undisturbed, number):
+    """It may take minutes, so it is not waited for, and not lost."""
+    words = [*WORDS, "total_steps=200", *SLOW_EVALUATION]
+    process = spawn(*words, "eval.episodes=20000", f"runs_dir={tmp_path}")
+    wait_until(lambda: list(tmp_path.glob("*/*/*/metrics.jsonl")))
+    path = only_run(tmp_path)
+    wait_until(lambda: len(read_rows(path)) == 1)  # the second update's row is written after its evaluation
+    time.sleep(1)
+    code, out, err, seconds = stopped(process, number)
+    assert code == 128 + number and seconds < TIME and outcome(path) == "stopped"
+    assert int(checkpoints(path)[-1].stem) == 2 and len(read_rows(path)) == 1
+    process = spawn(f"resume={path}", "eval.episodes=4")
+    assert process.wait(120) == 0
+    assert_equal(path, undisturbed(*words))
+
+
+@pytest.mark.slow
+def test_signals_during_a_resume(tmp_path, undisturbed):
+    rng = random.Random(1)
+    process = spawn(*WORDS, f"runs_dir={tmp_path}")
+    wait_until(lambda: list(tmp_path.glob("*/*/*/checkpoints/00000003.safetensors")))
+    stopped(process, signal.SIGKILL)
+    path = only_run(tmp_path)
+    for i in range(8):
+        number = (signal.SIGINT, signal.SIGTERM)[i % 2]
+        process = spawn(f"resume={path}")
+        wait_until(lambda process=process: hears_signals(process.pid))
+        time.sleep(rng.uniform(0, 2.5))
+        code, _, err, seconds = stopped(process, number)
+        assert code in (128 + number, 0) and seconds < TIME and "Traceback" not in err
+    goes_on(path, undisturbed(*WORDS)) if outcome(path) != "finished" else assert_equal(path, undisturbed(*WORDS))
+
+
+# ---- kill -9 -------------------------------------------------------------------------------------------------
+
+
+def test_kill_9_loses_at_most_one_interval(tmp_path, undisturbed):
+    kill_and_go_on(tmp_path, undisturbed, seconds=0.4, slow_save="0.05")
+
+
+@pytest.mark.slow
+def test_50_kills_at_random_moments(tmp_path, undisturbed):
+    """Half of them with saves stretched so far that most kills land in one."""
+    rng = random.Random(9)
+    undisturbed(*WORDS)
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [
+            pool.submit(kill_and_go_on, tmp_path / str(i), undisturbed, rng.uniform(0, 2), ("0", "0.05")[i % 2])
+            for i in range(50)
+        ]
+        inside = sum(job.result() for job in jobs)
+    assert inside >= 5  # were in the middle of a save
+
+
+def kill_and_go_on(tmp_path, undisturbed, seconds, slow_save) -> bool:
+    """Kills a run some time after its folder is there; whether that was inside a save."""
+    process = spawn(*WORDS, f"runs_dir={tmp_path}", RL_NATGRAD_SLOW_SAVE=slow_save)
+    wait_until(lambda: list(tmp_path.glob("*/*/*/run.json")))
+    time.sleep(seconds)
+    stopped(process, signal.SIGKILL)
+    path = only_run(tmp_path)
+    logged = max((row["update"] for row in read_rows(path)), default=0)
+    saved = max((int(file.stem) for file in checkpoints(path)), default=0)
+    assert logged - saved <= 3  # checkpoint.every
+    inside = bool(list(path.glob("checkpoints/.*.tmp")))
+    if outcome(path) != "finished":
+        goes_on(path, undisturbed(*WORDS))
+    return inside
+
+
+@pytest.mark.slow
+def test_two_resumes_at_once_are_one(tmp_path, undisturbed):
+    process = spawn(*WORDS, f"runs_dir={tmp_path}")
+    wait_until(lambda: list(tmp_path.glob("*/*/*/checkpoints/00000003.safetensors")))
+    path = only_run(tmp_path)
+    busy = spawn(f"resume={path}")
+    out, err = busy.communicate()
+    if process.poll() is None:  # it is still running
+        assert busy.returncode == 2 and re.fullmatch(rf"error: .* is in use by process {process.pid}; .*\n", err)
+    stopped(process, signal.SIGKILL)
+    both = [spawn(f"resume={path}", RL_NATGRAD_SLOW_SAVE="0.1") for _ in range(2)]
+    ended = [process.communicate()[1] for process in both]
+    assert sorted(process.returncode for process in both) in ([0, 2], [0, 0])  # the latter: one after the other
+    assert "Traceback" not in "".join(ended)
+    assert_equal(path, undisturbed(*WORDS))
