@@ -33,7 +33,8 @@ def words(how: str, backend: str, timeout: float = 30) -> list[str]:
 def is_one_line(text: str, how: str) -> bool:
     """Names environment, index, step and field."""
     told = "did not return within 0.5 s" if how == "step hangs" else test_envs.WRONG[how]
-    where = rf"error: (environments:)?Misbehaving-v0, environment \d, (episode 0, )?step {0 if how.startswith('reset') else 3}: "
+    step = 0 if how.startswith("reset") else 3
+    where = rf"error: (environments:)?Misbehaving-v0, environment \d, (episode 0, )?step {step}: "
     lines = [line for line in text.splitlines() if line.strip()]
     return len(lines) == 1 and re.match(where, lines[0]) is not None and told in lines[0]
 
