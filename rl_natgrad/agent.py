@@ -84,7 +84,7 @@ def load(run: str | Path, *, checkpoint: str | int = "last", allow_import: bool 
         fit(state.get("policy"), {"theta": torch.empty(size, device="meta")}, "policy")
         policy = build.build_policy(cfg, seen, acts, theta=state["policy"]["theta"].to(cfg.device))
         normaliser = policy.observe if hasattr(policy.observe, "load") else None
-        fit(state.get("observe"), normaliser.state() if normaliser else {}, "observe")
+        fit(state.get("observe"), normaliser.state() if normaliser else lambda node: node == {}, "observe")
     except (ValueError, RuntimeError) as error:  # the latter: torch, of a network that cannot be
         raise ValueError(f"{file} does not fit {path / RECORD}: {error}") from error
     if normaliser:

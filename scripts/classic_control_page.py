@@ -6,7 +6,7 @@ import numpy as np
 
 from rl_natgrad.compare.options import AXES
 from rl_natgrad.compare.runs import Run
-from rl_natgrad.compare.summary import Comparison, Group, duration, number, with_interval
+from rl_natgrad.compare.summary import FEW, LAST, Comparison, Group, duration, few, number, with_interval
 from rl_natgrad.run.records import read_record, read_rows
 
 ALGOS = {"pg": "PG", "npg": "NPG", "trpo": "TRPO"}
@@ -23,7 +23,7 @@ optimisation (TRPO), which has learned most after equal steps, after equal updat
 
 "Highest" is by interquartile mean (IQM) over seeds, with its 95 % bootstrap interval in brackets. Two algorithms
 are told apart where the 95 % interval of the probability that a run of one ends above a run of the other leaves
-out one half.
+out one half.{caution}
 
 ## Command
 
@@ -36,8 +36,8 @@ started again.
 
 ## Where the runs end
 
-A run's score is its training return (mean of the last 100 episodes) over the last tenth of the range given, which
-every run covers.
+A run's score is its mean training return (of the last 100 episodes) over the last tenth of the range that every
+run covers.
 
 {tables}
 
@@ -57,12 +57,12 @@ Median seconds per update, environment steps included.
 ## What these runs cannot show
 
 {caveats}
-Made with {versions}; {platform}; {revision}.
+Made with {versions}; {revision}.
 """
 
 CAVEATS = """\
 - {seeds} seeds per algorithm and environment. {compared} pairs are compared on each axis; were there no difference
-  in any, about {by_luck} of them would still look like one.
+  in any, about {by_luck} of them would still look different.
 - All settings are the defaults, the same everywhere and tuned for none of the environments: {settings}.
   Another learning rate or δ may give another order.
 - One batch size, so steps and updates say the same; runs with several batch sizes could tell them apart.
@@ -86,12 +86,13 @@ def readme(by_axis: ByAxis, fact: dict[str, str], notes: Sequence[str], command:
     )
     compared = sum(len(comparison.pairs) for comparison in by_axis["steps"])
     caveats = CAVEATS.format(**fact, compared=compared, by_luck=f"{compared / 20:.1g}")
+    hint = any(few(comparison) for comparison in by_axis["steps"])
     left_out = "".join(f"- {note}\n" for note in notes)
     return PAGE.format(
-        answers=answers, command=command, tables=tables, caveats=caveats + left_out, **fact,
-        speed=markdown(*speed_table(by_axis["steps"])), cost=markdown(*cost_table(by_axis["steps"])),
+        answers=answers, caution=f" **Under {FEW} seeds: hints.**" if hint else "", command=command,
+        tables=tables, speed=markdown(*speed_table(by_axis["steps"])),
+        cost=markdown(*cost_table(by_axis["steps"])), caveats=caveats + left_out, **fact,
     )  # fmt: skip
-
 
 
 def answer(axis: str, comparisons: Sequence[Comparison]) -> str:
@@ -134,13 +135,16 @@ def steps_per_update(comparisons: Sequence[Comparison]) -> float | None:
 
 def end_table(axis: str, comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
     """IQM and interval of each algorithm on each environment, and who beats whom."""
-    header = ["environment", f"last tenth of {axis}", *ALGOS.values()]
+    header = ["environment", axis, "seeds", *ALGOS.values()]
     pairs = [("trpo", "pg"), ("npg", "pg"), ("trpo", "npg")]
     header += [f"P({ALGOS[a]} > {ALGOS[b]})" for a, b in pairs]
     rows = []
     for comparison in comparisons:
-        row = [comparison.env, f"up to {comparison.range[1]:,.0f}"]
-        row += [f"{interval(group)}, n = {len(group.runs)}" if group else "-" for group in by_algo(comparison)]
+        groups = by_algo(comparison)
+        end = comparison.range[1] - LAST * (comparison.range[1] - comparison.range[0]), comparison.range[1]
+        row = [comparison.env, " to ".join(duration(x, axis) for x in end)]
+        row.append("/".join(dict.fromkeys(str(len(group.runs)) if group else "0" for group in groups)))
+        row += [interval(group) if group else "-" for group in groups]
         rows.append(row + [chance(comparison, a, b) for a, b in pairs])
     return header, rows
 
@@ -208,7 +212,6 @@ def facts(found: Sequence[Run]) -> dict[str, str]:
         "settings": settings([record["config"] for record in records]),
         "collecting": f"{spent[0] / sum(spent):.0%}" if sum(spent) else "An unknown part",
         "versions": distinct(", ".join(f"{name} {v.get(name, '?')}" for name in libraries) for v in versions),
-        "platform": distinct(str(record.get("platform", "platform unknown")) for record in records),
         "revision": distinct(_revision(record.get("git") or {}) for record in records),
     }
 
