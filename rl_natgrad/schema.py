@@ -1,10 +1,12 @@
 """The schema of everything configs/ may say: each key, its type and its range. Values live in YAML alone."""
 
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 MAX_BATCH = 10_000_000  # samples per update; above it a slip of the keyboard is likelier than so much memory
+MAX_WEIGHTS = 100_000_000  # between hidden layers; a network of more takes gigabytes before it does anything
 DEPENDENT = ("optimizer", "solver", "fisher", "critic")  # the groups that only some algorithms have
 
 
@@ -217,7 +219,7 @@ class Env(Section):
 
 
 class Eval(Section):
-    episodes: Count
+    episodes: Size  # each has an environment of its own
     every: Natural
 
 
@@ -273,11 +275,22 @@ class Config(Section):
         if not 2 <= self.num_envs * self.horizon <= MAX_BATCH:
             raise ValueError(f"horizon × num_envs must be 2 to {MAX_BATCH:,} samples per update, "
                              f"got {self.horizon} × {self.num_envs}")
+        for group, part in (("policy", self.policy), ("critic", self.critic)):
+            if _weights(part) > MAX_WEIGHTS:
+                raise ValueError(f"{group} has {_weights(part):,} weights between its hidden layers; "
+                                 f"at most {MAX_WEIGHTS:,} are allowed")
         module, colon, _ = self.env.id.partition(":")
         if colon and not self.env.allow_import:
             raise ValueError(f"env.id={self.env.id} imports the module {module}; "
                              "write env.allow_import=true to allow that")
         return self
+
+
+def _weights(part: Section | None) -> int:
+    """Weights between the hidden layers of a network: those that need no environment to be known."""
+    if isinstance(part, Cnn):
+        return sum(a * b * k * k for (a, b), k in zip(pairwise(part.channels), part.kernels[1:], strict=True))
+    return sum(a * b for a, b in pairwise(getattr(part, "hidden", ())))
 
 
 def _models(group: str) -> dict[str, type[Section]]:

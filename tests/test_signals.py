@@ -7,10 +7,21 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from whole_runs import (
-    CRITIC, SMALL, assert_equal, checkpoints, facts, hears_signals, only_run, outcome, run, spawn, wait_until,
+    CRITIC,
+    SMALL,
+    assert_equal,
+    checkpoints,
+    facts,
+    hears_signals,
+    only_run,
+    outcome,
+    run,
+    spawn,
+    wait_until,
 )  # fmt: skip
 
 from rl_natgrad.run.records import read_rows
@@ -35,18 +46,30 @@ def undisturbed(tmp_path_factory):
     return facts_of
 
 
-def stopped(process, number):
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+
+def stopped(process, number) -> Ended:
     """Sends a signal; how the process ended, what it wrote, and after how many seconds."""
     start = time.monotonic()
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    return process.returncode, out, err, time.monotonic() - start
+    return Ended(process.returncode, out, err, time.monotonic() - start)
+
+
+def ended_well(end: Ended, number: int) -> bool:
+    """In time, without a traceback, and by the signal, unless the run was faster."""
+    return end.code in (128 + number, 0) and end.seconds < TIME and "Traceback" not in end.err
 
 
 def goes_on(path: Path, expected) -> None:
     """Resumes to the end; the run is then the one that nobody disturbed."""
     process = spawn(f"resume={path}")
-    out, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert_equal(path, expected)
 
@@ -57,9 +80,8 @@ def goes_on(path: Path, expected) -> None:
 def test_a_signal_raises_at_once_or_waits_where_patience_is_asked_for(capfd):
     for number in (signal.SIGINT, signal.SIGTERM):
         before = signal.getsignal(number)
-        with Stop() as stop:
-            with pytest.raises(Stopped):
-                signal.raise_signal(number)
+        with Stop() as stop, pytest.raises(Stopped):
+            signal.raise_signal(number)
         assert stop.code == 128 + number and signal.getsignal(number) is before
         with Stop() as stop, stop.patient():
             with stop.at_once():
@@ -99,12 +121,13 @@ def stop_and_go_on(tmp_path, undisturbed, number, updates):
     wait_until(lambda: len(list(tmp_path.glob("*/*/*/metrics.jsonl"))) == 1)
     path = only_run(tmp_path)
     wait_until(lambda: len(read_rows(path)) >= updates or process.poll() is not None)
-    code, out, err, seconds = stopped(process, number)
+    end = stopped(process, number)
+    assert ended_well(end, number), end
     if outcome(path) == "finished":  # it was faster
-        assert code == 0
+        assert end.code == 0
         return
-    assert (code, outcome(path)) == (128 + number, "stopped") and seconds < TIME, err
-    assert out.splitlines()[-1] == f"resume  python -m rl_natgrad.train resume={path}"
+    assert (end.code, outcome(path)) == (128 + number, "stopped")
+    assert end.out.splitlines()[-1] == f"resume  python -m rl_natgrad.train resume={path}"
     saved = int(checkpoints(path)[-1].stem)
     assert 0 <= saved - max(row["update"] for row in read_rows(path)) <= 1  # 1: stopped in an evaluation
     goes_on(path, undisturbed(*WORDS))
@@ -115,9 +138,10 @@ def test_a_second_signal_exits_at_once(tmp_path):
     wait_until(lambda: list(tmp_path.glob("*/*/*/metrics.jsonl")))
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    assert process.stderr.readline() + process.stderr.readline() == "\nstop    after this update (once more: at once)\n"
-    code, _, _, seconds = stopped(process, signal.SIGTERM)
-    assert code == 143 and seconds < 1.5
+    assert process.stderr.readline() == "\n"
+    assert process.stderr.readline() == "stop    after this update (once more: at once)\n"
+    end = stopped(process, signal.SIGTERM)
+    assert end.code == 143 and end.seconds < 1.5
 
 
 @pytest.mark.slow
@@ -128,8 +152,8 @@ def test_signals_during_start_up_leave_nothing_or_a_run_that_goes_on(tmp_path, u
         process = spawn(*WORDS, f"runs_dir={tmp_path / str(i)}")
         wait_until(lambda process=process: hears_signals(process.pid))
         time.sleep(rng.uniform(0, 3))
-        code, out, err, seconds = stopped(process, number)
-        assert code in (128 + number, 0) and seconds < TIME and "Traceback" not in err
+        end = stopped(process, number)
+        assert ended_well(end, number), end
         if list((tmp_path / str(i)).glob("*/*/*/run.json")):
             goes_on(only_run(tmp_path / str(i)), undisturbed(*WORDS))
 
@@ -144,8 +168,8 @@ def test_a_signal_during_an_evaluation_leaves_the_evaluation_for_later(tmp_path,
     path = only_run(tmp_path)
     wait_until(lambda: len(read_rows(path)) == 1)  # the second update's row is written after its evaluation
     time.sleep(1)
-    code, out, err, seconds = stopped(process, number)
-    assert code == 128 + number and seconds < TIME and outcome(path) == "stopped"
+    end = stopped(process, number)
+    assert ended_well(end, number) and end.code and outcome(path) == "stopped", end
     assert int(checkpoints(path)[-1].stem) == 2 and len(read_rows(path)) == 1
     process = spawn(f"resume={path}", "eval.episodes=4")
     assert process.wait(120) == 0
@@ -164,8 +188,8 @@ def test_signals_during_a_resume(tmp_path, undisturbed):
         process = spawn(f"resume={path}")
         wait_until(lambda process=process: hears_signals(process.pid))
         time.sleep(rng.uniform(0, 2.5))
-        code, _, err, seconds = stopped(process, number)
-        assert code in (128 + number, 0) and seconds < TIME and "Traceback" not in err
+        end = stopped(process, number)
+        assert ended_well(end, number), end
     goes_on(path, undisturbed(*WORDS)) if outcome(path) != "finished" else assert_equal(path, undisturbed(*WORDS))
 
 
@@ -212,7 +236,7 @@ def test_two_resumes_at_once_are_one(tmp_path, undisturbed):
     wait_until(lambda: list(tmp_path.glob("*/*/*/checkpoints/00000003.safetensors")))
     path = only_run(tmp_path)
     busy = spawn(f"resume={path}")
-    out, err = busy.communicate()
+    _, err = busy.communicate()
     if process.poll() is None:  # it is still running
         assert busy.returncode == 2 and re.fullmatch(rf"error: .* is in use by process {process.pid}; .*\n", err)
     stopped(process, signal.SIGKILL)

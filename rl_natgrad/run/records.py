@@ -58,8 +58,10 @@ def read_rows(path: str | Path) -> list[dict]:
     for number, line in enumerate(lines[:-1], start=1):  # a whole line ends in \n
         try:
             row = json.loads(line)
-            row["step"], row["update"]
-        except (ValueError, TypeError, KeyError):
+            whole = type(row["step"]) is int and type(row["update"]) is int
+        except (ValueError, TypeError, KeyError, RecursionError):
+            whole = False
+        if not whole or not all(isinstance(value, int | float | None) for value in row.values()):
             raise ValueError(f"{file}, line {number}: not a row of metrics") from None
         rows.append(row)
     return rows
