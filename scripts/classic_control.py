@@ -10,6 +10,7 @@ Stop it whenever you like and start it again: finished runs are kept, stopped on
 """
 
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     failed = 0
     for command in sweeps(options):
         print(f"+ {shlex.join(command)}", flush=True)
-        code = subprocess.call([sys.executable, *command[1:]])
+        code = call([sys.executable, *command[1:]])
         if code not in (0, 1):
             return code
         failed |= code
@@ -53,6 +54,17 @@ def main(argv: Sequence[str]) -> int:
         return 2
     print(f"wrote   {options['out']}/README.md, curves.png")
     return failed
+
+
+def call(command: Sequence[str]) -> int:
+    """Runs a command to its end; Ctrl-C is passed on to it once, so that it stops in good order."""
+    child = subprocess.Popen(command, process_group=0)  # of its own, or the terminal would tell it as well
+    before = {n: signal.signal(n, lambda n, _: child.send_signal(n)) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def sweeps(options: dict[str, str]) -> list[list[str]]:

@@ -1,6 +1,8 @@
 """results/classic-control/README.md says what the runs say, whatever they say."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -143,7 +145,7 @@ def test_its_sweeps_are_120_runs_that_training_accepts(script):
 def test_a_failed_run_is_told_and_a_stopped_sweep_ends_it(script, monkeypatch, tmp_path, codes, expected, written):
     write_run(tmp_path / "runs", "pg", 0)
     left = iter(codes)
-    monkeypatch.setattr(subprocess, "call", lambda command: next(left))
+    monkeypatch.setattr(script, "call", lambda command: next(left))
     assert script.main([f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'out'}"]) == expected
     assert not list(left)
     assert (tmp_path / "out" / "README.md").exists() == written
@@ -153,6 +155,24 @@ def test_a_failed_run_is_told_and_a_stopped_sweep_ends_it(script, monkeypatch, t
 def test_a_wrong_option_is_one_line(script, capsys, words):
     assert script.main(words) == 2
     assert re.fullmatch(r"error: expected steps=….*\n", capsys.readouterr().err)
+
+
+def test_a_signal_is_passed_on_once_and_waited_for(tmp_path):
+    child = """import signal, sys, time
+heard = []
+signal.signal(signal.SIGINT, lambda *_: heard.append(1))
+print("ready", flush=True)
+while not heard: time.sleep(0.01)
+time.sleep(0.2)
+sys.exit(129 + len(heard))"""
+    parent = "import sys, classic_control; sys.exit(classic_control.call([sys.executable, '-c', sys.argv[1]]))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", parent, child], cwd=ROOT / "scripts", text=True, stdout=subprocess.PIPE,
+        start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    assert process.wait(timeout=30) == 130
 
 
 @pytest.mark.slow
