@@ -1,18 +1,22 @@
-"""Search: which trials there are, what Optuna is told of them, and how a search goes on."""
+"""Searches and clusters: the same jobs, chosen by Optuna or run by submitit."""
 
 from __future__ import annotations
 
 import math
+import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
-from test_sweep import PROBE, report, sweep
+from test_sweep import PROBE, environment, report, start, sweep
+from whole_runs import wait_until
 
 from rl_natgrad import cli
 from rl_natgrad.config import ConfigError
 from rl_natgrad.run import folder
 from rl_natgrad.run.logger import Logger
+from rl_natgrad.sweep.cluster import Cluster
 from rl_natgrad.sweep.job import Job
 from rl_natgrad.sweep.run import _create
 from rl_natgrad.sweep.search import MARKS, Search
@@ -189,3 +193,107 @@ def test_a_whole_search_and_its_continuation(tmp_path):
     code, text = sweep(*words, "search.trials=3", "search.study=s")
     assert code == 0 and "study s: 1 of 3 trials to do, 2 jobs each" in text, text
     assert [job["outcome"] for job in report(tmp_path)["jobs"]] == ["finished"] * 2
+
+
+# clusters
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def command(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text()
+
+
+LOCAL = ("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=20")
+
+
+@pytest.mark.parametrize("given, part", [
+    (["hydra/launcher=joblib"], "hydra/launcher must be submitit_slurm or submitit_local, got joblib"),
+    (["hydra.launcher.timeout_min=5"], "got None"),
+    ([*LOCAL, "hydra.launcher.timeoutmin=5"], "did you mean 'timeout_min'?"),
+    ([*LOCAL, "hydra.launcher.partition=gpu"], "hydra/launcher=submitit_local has no key"),
+    ([*LOCAL, "hydra.launcher.submitit_folder=x"], "has no key"),
+    ([*LOCAL, "hydra.launcher.nodes=two"], "hydra.launcher.nodes: "),
+])  # fmt: skip
+def test_a_wrong_launcher_is_refused(given, part):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    with pytest.raises(ConfigError) as caught:
+        Cluster.of(tuple(given))
+    assert part in str(caught.value)
+
+
+def test_slurm_gets_the_keys_of_hydras_plugin(tmp_path):
+    submitit = pytest.importorskip("submitit")
+    words = ("hydra/launcher=submitit_slurm", "hydra.launcher.partition=cpu", "hydra.launcher.cpus_per_task=2",
+             "hydra.launcher.max_num_timeout=3", "hydra.launcher.array_parallelism=8")  # fmt: skip
+    cluster = Cluster.of(words)
+    made = {}
+
+    class Executor(submitit.AutoExecutor):
+        def __init__(self, folder, **kwargs):
+            made["folder"], made["init"] = folder, kwargs
+            super().__init__(folder, cluster="debug")
+
+        def update_parameters(self, **kwargs):
+            made["parameters"] = {key: value for key, value in kwargs.items() if value is not None}
+
+        def submit(self, task):
+            made["task"] = task
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(submitit, "AutoExecutor", Executor)
+        cluster.start(["seed=1"], tmp_path / "1.log")
+    assert cluster.at_once == 8 and made["folder"] == tmp_path / "submitit" / "%j"
+    assert made["init"] == {"cluster": "slurm", "slurm_max_num_timeout": 3}
+    assert made["task"].words == ["seed=1"]
+    expected = {"name": "rl_natgrad", "slurm_partition": "cpu", "cpus_per_task": 2, "timeout_min": 60}
+    assert expected.items() <= made["parameters"].items()
+
+
+def test_without_submitit_a_launcher_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(ConfigError, match=r"pip install 'rl-natgrad\[slurm\]'"):
+        Cluster.of(LOCAL)
+
+
+@pytest.mark.slow
+def test_a_preempted_cluster_job_saves_is_queued_again_and_goes_on(tmp_path, monkeypatch):
+    """submitit's own signal, before a machine is taken away; its local executor queues again by itself."""
+    pytest.importorskip("submitit")
+    words = [*PROBE, "total_steps=3000", "checkpoint.every=1", f"runs_dir={tmp_path}"]
+    for key, value in environment(SWEEP_SLOW="0.002").items():
+        monkeypatch.setenv(key, value)
+    running = Cluster.of(LOCAL).start(words, tmp_path / "1.log")
+    [saved] = wait_until(lambda: list(tmp_path.glob("*/*/*/checkpoints")), 120)
+    task = next(pid for pid in children(running._job._process.pid) if "submitit.core._submit" in command(pid))
+    os.kill(task, signal.SIGUSR2)
+    assert wait_until(lambda: running.poll() is not None, 120) and running.poll() == 0
+    record = folder.read_record(saved.parent)
+    assert record["outcome"] == "finished" and [one["after"] for one in record["resumed"]] == ["stopped"]
+
+
+@pytest.mark.slow
+def test_a_sweep_on_submitits_local_executor(tmp_path):
+    """The same words, statuses and going on as without a cluster."""
+    pytest.importorskip("submitit")
+    words = [*PROBE, "env.kwargs.job=0,2", "total_steps=1000", "sweep.jobs=2", f"runs_dir={tmp_path}", *LOCAL]
+    code, text = sweep(*words)
+    assert code == 1, text
+    good, bad = report(tmp_path)["jobs"]
+    assert good["outcome"] == "finished" and bad["outcome"] == "failed" and "the pole fell over" in bad["error"]
+    code, text = sweep(*words, "sweep.skip_finished=true", SWEEP_FIXED="1")
+    assert code == 0 and text.count("start ") == 1, text
+    assert report(tmp_path)["jobs"][0] == good
+
+
+@pytest.mark.slow
+def test_ctrl_c_reaches_the_jobs_of_a_cluster(tmp_path):
+    pytest.importorskip("submitit")
+    process = start(*PROBE, "total_steps=1e6", "seed=0,1", "checkpoint.every=1", f"runs_dir={tmp_path}", *LOCAL)
+    wait_until(lambda: len(list(tmp_path.glob("*/*/*/checkpoints"))) == 2, 120)
+    process.send_signal(signal.SIGINT)
+    text = process.communicate()[0]
+    assert process.returncode == 130, text
+    assert [job["outcome"] for job in report(tmp_path)["jobs"]] == ["stopped"] * 2
+    assert all(folder.read_record(job["run"])["outcome"] == "stopped" for job in report(tmp_path)["jobs"])
