@@ -19,9 +19,11 @@ from pathlib import Path
 
 from classic_control_page import ALGOS, facts, readme
 
+from rl_natgrad import cli
 from rl_natgrad.compare import plot, runs, summary
 from rl_natgrad.compare.options import AXES, CompareError, Options
 from rl_natgrad.run.files import write_atomically
+from rl_natgrad.sweep.earlier import Earlier
 
 BUDGET = {"CartPole-v1": 200_000, "Acrobot-v1": 200_000, "Pendulum-v1": 500_000, "LunarLander-v3": 500_000}
 DEFAULTS = {"steps": "", "seeds": "10", "jobs": "null", "runs": "runs/classic-control",
@@ -46,9 +48,11 @@ def main(argv: Sequence[str]) -> int:
         if code not in (0, 1):
             return code
         failed |= code
+    found, missing = trained(options)
+    notes = [f"{len(missing)} runs did not finish and are left out: {', '.join(missing)}."] if missing else []
     shown = [word for word in argv if not word.startswith(("out=", "runs=", "jobs="))]
     try:
-        write(Path(options["runs"]), Path(options["out"]), ["python", "scripts/classic_control.py", *shown])
+        write(found, Path(options["out"]), ["python", "scripts/classic_control.py", *shown], notes)
     except CompareError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -77,10 +81,25 @@ def sweeps(options: dict[str, str]) -> list[list[str]]:
     ]  # fmt: skip
 
 
-def write(folder: Path, out: Path, command: Sequence[str]) -> None:
-    """README.md and curves.png in `out`, from the runs below `folder` and from nothing else."""
-    options = Options([folder], by=["env"], x=list(AXES), metric=METRIC)
-    found, notes = runs.read_runs(options)
+def trained(options: dict[str, str]) -> tuple[list[Path], list[str]]:
+    """The finished runs of just these commands (a default may have changed since others), and who is missing."""
+    found, missing = [], []
+    earlier = Earlier([options["runs"]])
+    for job in (job for command in sweeps(options) for job in cli.parse(command[3:]).jobs):
+        run = earlier.take(job.config)
+        if run and run.outcome == "finished":
+            found.append(run.path)
+        else:
+            missing.append(f"{job.config.algo.name} on {job.config.env.id}, seed {job.config.seed}")
+    return found, missing
+
+
+def write(folders: Sequence[Path], out: Path, command: Sequence[str], notes: Sequence[str] = ()) -> None:
+    """README.md and curves.png in `out`, from the runs in these folders and from nothing else."""
+    if not folders:
+        raise CompareError("no run has finished")
+    options = Options(list(folders), by=["env"], x=list(AXES), metric=METRIC)
+    found, unread = runs.read_runs(options)
     groups, said = runs.comparisons(found, options.by)
     by_axis = {
         axis: [summary.compare(env, members, replace(options, x=[axis])) for env, members in groups.items()]
@@ -88,7 +107,7 @@ def write(folder: Path, out: Path, command: Sequence[str]) -> None:
     }
     out.mkdir(parents=True, exist_ok=True)
     plot.curves(by_axis["steps"], list(AXES), METRIC, out / "curves.png")
-    text = readme(by_axis, facts(found), [*notes, *said], shlex.join(command))
+    text = readme(by_axis, facts(found), [*notes, *unread, *said], shlex.join(command))
     write_atomically(out / "README.md", text.encode())
 
 

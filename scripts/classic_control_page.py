@@ -107,7 +107,7 @@ def answer(axis: str, comparisons: Sequence[Comparison]) -> str:
         if len(names) == 1:
             parts.append(f"{names[0]} ends highest on {listed(places)}")
         elif len(names) == len(ALGOS):
-            parts.append(f"{listed(places)} does not tell {listed(names)} apart")
+            parts.append(f"{listed(names)} cannot be told apart on {listed(places)}")
         else:
             parts.append(f"{listed(names)} end highest on {listed(places)}, where they cannot be told apart")
     same = ""

@@ -1,5 +1,6 @@
 """results/classic-control/README.md says what the runs say, whatever they say."""
 
+import json
 import os
 import re
 import signal
@@ -39,7 +40,7 @@ def page(script, tmp_path, monkeypatch):
                 for seed in range(SEEDS):
                     curve = learning_curve(40, end + rng.normal(0, 3), rng)
                     write_run(tmp_path / "runs", algo, seed, env=env, returns=curve)
-        script.write(tmp_path / "runs", tmp_path / "out", ["python", "scripts/classic_control.py"])
+        script.write([tmp_path / "runs"], tmp_path / "out", ["python", "scripts/classic_control.py"])
         return (tmp_path / "out" / "README.md").read_text()
 
     return write
@@ -69,7 +70,7 @@ def test_what_cannot_be_told_apart_is_said_so(page):
     text = page({"CartPole-v1": ENDS | {"npg": 450.0}, "Acrobot-v1": dict.fromkeys(ENDS, 300.0)})
     said = sentence(text, "environment steps")
     assert re.search(r"NPG and TRPO end highest on CartPole-v1 \(.*?\), where they cannot be told apart", said)
-    assert re.search(r"Acrobot-v1 \(.*?\) does not tell PG, NPG and TRPO apart", said)
+    assert re.search(r"PG, NPG and TRPO cannot be told apart on Acrobot-v1 \(\d", said)
 
 
 def test_the_tables_are_the_runs(page, tmp_path):
@@ -118,14 +119,14 @@ def test_runs_that_are_left_out_and_few_seeds_are_said(page, script, tmp_path):
     assert "hints" not in text
     for path in find_runs([tmp_path / "runs" / "CartPole-v1" / "pg"])[:2]:
         (path / "run.json").unlink()
-    script.write(tmp_path / "runs", tmp_path / "out", ["again"])
+    script.write([tmp_path / "runs"], tmp_path / "out", ["again"])
     assert "Under 5 seeds: hints" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_the_same_runs_give_the_same_page(page, script, tmp_path):
     text = page({"CartPole-v1": ENDS}, drawn=True)
     picture = (tmp_path / "out" / "curves.png").read_bytes()
-    script.write(tmp_path / "runs", tmp_path / "out", ["python", "scripts/classic_control.py"])
+    script.write([tmp_path / "runs"], tmp_path / "out", ["python", "scripts/classic_control.py"])
     assert (tmp_path / "out" / "README.md").read_text() == text
     assert (tmp_path / "out" / "curves.png").read_bytes() == picture
     assert str(tmp_path) not in text and "![curves](curves.png)" in text
@@ -139,11 +140,28 @@ def test_its_sweeps_are_120_runs_that_training_accepts(script):
     assert all(job.config.sweep.skip_finished for job in jobs)
 
 
+def test_only_finished_runs_of_this_very_command_count(script, tmp_path):
+    options = script.DEFAULTS | {"runs": str(tmp_path), "seeds": "3"}
+    command = script.sweeps(options)[0]
+    jobs = [job.config.model_dump(mode="json") for job in cli.parse(command[3:]).jobs]  # pg's come first
+    expected = []
+    for seed, outcome in ((0, "finished"), (1, "stopped"), (2, "finished")):
+        for lr in (0.123, jobs[seed]["optimizer"]["lr"]):  # as it was under another default, and as it is
+            path = write_run(tmp_path, "pg", seed, outcome=outcome, name=f"{seed}-{lr}")
+            config = jobs[seed] | {"optimizer": jobs[seed]["optimizer"] | {"lr": lr}}
+            (path / "run.json").write_text(json.dumps({"config": config, "outcome": outcome}))
+        expected += [path] * (outcome == "finished")
+    found, missing = script.trained(options)
+    assert found == expected
+    assert len(missing) == 4 * 3 * 3 - 2 and "pg on CartPole-v1, seed 1" in missing
+
+
 @pytest.mark.parametrize(("codes", "expected", "written"), [
     ([0, 0, 0, 0], 0, True), ([0, 1, 0, 0], 1, True), ([0, 130], 130, False), ([2], 2, False),
 ])  # fmt: skip
 def test_a_failed_run_is_told_and_a_stopped_sweep_ends_it(script, monkeypatch, tmp_path, codes, expected, written):
-    write_run(tmp_path / "runs", "pg", 0)
+    run = write_run(tmp_path / "runs", "pg", 0)
+    monkeypatch.setattr(script, "trained", lambda options: ([run], []))
     left = iter(codes)
     monkeypatch.setattr(script, "call", lambda command: next(left))
     assert script.main([f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'out'}"]) == expected
