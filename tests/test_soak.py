@@ -8,8 +8,8 @@ from whole_runs import only_run, run
 from rl_natgrad import loop
 from rl_natgrad.run.records import read_rows
 
-TINY = ["num_envs=2", "horizon=4", "policy.hidden=[4]", "critic.hidden=[4]", "critic.epochs=1", "solver.max_iter=2",
-        "eval.episodes=1", "eval.every=1000", "env.backend=sync"]  # fmt: skip
+TINY = ["num_envs=2", "horizon=4", "policy.hidden=[4]", "critic.hidden=[4]", "critic.epochs=1",
+        "solver.max_iter=2", "eval.episodes=1", "eval.every=1000", "env.backend=sync"]  # fmt: skip
 UPDATES = 10_000
 
 
@@ -31,10 +31,11 @@ def test_10_000_updates_keep_memory_files_and_disk_bounded(monkeypatch, tmp_path
     rows = read_rows(path)
     assert rows[-1]["update"] >= UPDATES and len(taken) >= 10
     memory, files, kept = zip(*taken[1:], strict=True)  # the first thousand fill caches
-    print(f"memory {memory[0] / 2**20:.1f} to {memory[-1] / 2**20:.1f} MiB, {files[-1]} files, {kept[-1]} bytes kept")
+    print(f"memory {memory[0] / 2**20:.1f} to {memory[-1] / 2**20:.1f} MiB, {files[-1]} files, {max(kept)} bytes")
     assert max(memory) - memory[0] < 16 * 2**20
     assert max(files) == min(files)
-    assert max(kept) < 1.5 * min(kept) and len(os.listdir(path / "checkpoints")) == 4  # 3 and the best
+    assert max(kept) < 100_000  # they hold the actions of open episodes
+    assert len(os.listdir(path / "checkpoints")) == 4  # the newest 3 and the best
     logs = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
     assert logs / len(rows) < 2000  # bytes per update
 
