@@ -9,6 +9,7 @@ import torch
 from rl_natgrad import build, evaluation
 from rl_natgrad.algos.problem import Batch, Problem
 from rl_natgrad.config import Config
+from rl_natgrad.policy.networks import quiet
 from rl_natgrad.policy.policy import as_tensor
 from rl_natgrad.rollout import envs
 from rl_natgrad.rollout.checks import Checks
@@ -41,6 +42,7 @@ class Training:
         checks = Checks(cfg.env.id, self.envs.observation_space, cfg.num_envs)
         self.collector = Collector(self.envs, cfg.horizon, build.generator(cfg.seed, "actions"), checks)
 
+    @quiet
     def iterate(self) -> dict[str, float]:
         """One update from one rollout. Returns what there is to log of it."""
         clock = _Clock()

@@ -15,6 +15,7 @@ from rl_natgrad.algos.critic import (
     merge_moments,
 )
 from rl_natgrad.algos.problem import Batch
+from rl_natgrad.optim.first_order import Adam
 from rl_natgrad.policy.networks import MLP
 
 NET = MLP((2, 16, 1), last_gain=1.0)
@@ -160,3 +161,14 @@ def test_no_critic_says_nothing():
     critic = NoCritic()
     assert not critic.values(randn(0, 4, 2)).any()
     assert critic.fit(batch(0)) == {} and critic.state() == {}
+
+
+def test_adam_is_torchs_adam(float64):
+    theta, grads = torch.randn(50), torch.randn(30, 50)
+    ours, param = Adam(theta.clone(), 3e-3), torch.nn.Parameter(theta.clone())
+    theirs = torch.optim.Adam([param], lr=3e-3)
+    for grad in grads:
+        ours.step(grad)
+        param.grad = grad
+        theirs.step()
+    torch.testing.assert_close(ours.theta, param.detach(), rtol=1e-12, atol=1e-14)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rl_natgrad.algos.problem import Batch
-from rl_natgrad.optim.first_order import load_optimizer_state, optimizer_state
+from rl_natgrad.optim.first_order import Adam
 from rl_natgrad.optim.fisher import GaussNewton, Linearization
 from rl_natgrad.optim.solvers import cg
 from rl_natgrad.optim.steps import backtrack, kl_constrained_step
@@ -98,26 +98,24 @@ class AdamFit:
 
     def __init__(self, theta: Tensor, rng: np.random.Generator, *, lr: float, epochs: int, minibatch: int):
         self.rng, self.epochs, self.minibatch = rng, epochs, minibatch
-        self.param = torch.nn.Parameter(theta.detach().clone())
-        self.optimizer = torch.optim.Adam([self.param], lr=lr, fused=True)
+        self.adam = Adam(theta.detach().clone(), lr)
 
     def __call__(self, net: Network, theta: Tensor, x: Tensor, target: Tensor) -> Tensor:
-        with torch.no_grad():
-            self.param.copy_(theta)
+        adam = self.adam
+        adam.theta.copy_(theta)
         for _ in range(self.epochs):
             order = torch.from_numpy(self.rng.permutation(len(x))).to(x.device)
             x, target = x[order], target[order]
             for xs, ts in zip(x.split(self.minibatch), target.split(self.minibatch), strict=True):
-                lin = net.linearize(self.param, xs)
-                self.param.grad = lin.vjp((lin.z - ts).mul_(2 / len(xs)))
-                self.optimizer.step()
-        return self.param.detach().clone()
+                lin = net.linearize(adam.theta, xs)
+                adam.step(lin.vjp((lin.z - ts).mul_(2 / len(xs))))
+        return adam.theta.clone()
 
     def state(self) -> dict[str, Any]:
-        return {"optimizer": optimizer_state(self.optimizer, self.param), "rng": self.rng.bit_generator.state}
+        return {"adam": self.adam.state(), "rng": self.rng.bit_generator.state}
 
     def load(self, state: dict[str, Any]) -> None:
-        load_optimizer_state(self.optimizer, self.param, state["optimizer"])
+        self.adam.load(state["adam"])
         self.rng.bit_generator.state = state["rng"]
 
 
