@@ -83,7 +83,7 @@ def load(run: str | Path, *, checkpoint: str | int = "last", allow_import: bool 
         size = build.policy_size(cfg, seen, acts)
         fit(state.get("policy"), {"theta": torch.empty(size, device="meta")}, "policy")
         policy = build.build_policy(cfg, seen, acts, theta=state["policy"]["theta"].to(cfg.device))
-        normaliser = policy.observe if hasattr(policy.observe, "load") else None
+        normaliser: Any = policy.observe if hasattr(policy.observe, "load") else None
         fit(state.get("observe"), normaliser.state() if normaliser else lambda node: node == {}, "observe")
     except (ValueError, RuntimeError) as error:  # the latter: torch, of a network that cannot be
         raise ValueError(f"{file} does not fit {path / RECORD}: {error}") from error
@@ -130,7 +130,7 @@ def _spaces(cfg: Config) -> Spaces:
     env = scalar(cfg)
     if env.backend == "async":
         env = env.model_copy(update={"backend": "sync"})
-    vector = envs.make(env, 1, 0)
+    vector: Any = envs.make(env, 1, 0)
     try:
         pooled = env.backend == "envpool"
         raw = vector.env.observation_space if pooled else vector.episodes.all[0].observation.raw

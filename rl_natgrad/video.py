@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,9 +33,9 @@ def record(cfg: Config, act: Callable[[NDArray], NDArray], file: Path) -> float:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     kwargs = cfg.env.kwargs | {"render_mode": "rgb_array"}
     env = cfg.env.model_copy(update={"backend": "sync", "kwargs": kwargs})
-    vector = envs.make(env, 1, streams(cfg)[1])
+    vector: Any = envs.make(env, 1, streams(cfg)[1])
     draft = file.with_name(f".{file.stem}.{os.getpid()}.tmp.mp4")
-    writer = None
+    writer: Any = None
 
     def draw() -> None:
         nonlocal writer

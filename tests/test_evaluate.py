@@ -228,7 +228,8 @@ NOT_RECORDS = {  # what stands in run.json → what is said of it
     b"{}": "is not the record of a run",
 }
 CONFIGS = [  # what is changed in it
-    ("policy", {"hidden": [65536] * 16}, "policy.theta is torch.float32 of shape"),  # 270 GB are not made first
+    ("policy", {"hidden": [65536] * 16}, "at most"),
+    ("policy", {"hidden": [1000, 65536]}, "policy.theta is torch.float32 of shape"),  # 0.3 GB are not made first
     ("policy", {"activation": "sin"}, "policy.activation"),
     ("policy", CNN, "does not fit"),
     ("env", {"_target_": "os.system"}, "_target_"),
