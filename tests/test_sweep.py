@@ -551,7 +551,7 @@ def test_ctrl_c_stops_every_job_with_a_checkpoint_and_says_how_to_go_on(tmp_path
 
 @pytest.mark.slow
 def test_twenty_sweeps_at_once(tmp_path):
-    words = [*PROBE, "total_steps=10", "horizon=4", "eval.episodes=1", "sweep.jobs=1", f"runs_dir={tmp_path}"]
+    words = [*PROBE, "total_steps=10", "sweep.jobs=1", f"runs_dir={tmp_path}"]
     processes = [start(*words) for _ in range(20)]
     texts = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * 20, texts
