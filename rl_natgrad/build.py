@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import torch
 from gymnasium import spaces
+from threadpoolctl import threadpool_limits
 
 from rl_natgrad.algos.critic import AdamFit, Critic, LBFGSFit, NoCritic, TrustRegionFit
 from rl_natgrad.algos.npg import npg
@@ -26,6 +27,12 @@ def generator(seed: int, stream: str) -> np.random.Generator:
     """The run's random numbers for one purpose; a purpose more leaves the others as they were."""
     streams = ("parameters", "actions", "minibatches", "fisher", "evaluation")
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(streams.index(stream),)))
+
+
+def use_threads(n: int) -> None:
+    """Threads of torch and of numpy's matrix products, from here on; their number is part of a run's bits."""
+    torch.set_num_threads(n)
+    threadpool_limits(n, "blas")
 
 
 def build_policy(

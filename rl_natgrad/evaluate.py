@@ -82,12 +82,11 @@ def parse(argv: Sequence[str]) -> dict[str, Any]:
 
 def play(agent: Agent, options: dict[str, Any]) -> None:
     """Plays and prints; nothing that is printed depends on a clock."""
-    import torch
-
+    from rl_natgrad.build import use_threads
     from rl_natgrad.evaluation import evaluate
 
     cfg = agent.config
-    torch.set_num_threads(cfg.torch_threads)
+    use_threads(cfg.torch_threads)
     modes = options.get("deterministic", MODES["both"])
     film = _film(agent, options["run"], modes[0]) if options.get("video") else None
     played = evaluate(cfg, agent.policy, options.get("episodes"), modes)

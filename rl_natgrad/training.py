@@ -5,7 +5,6 @@ from collections import deque
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 
 from rl_natgrad import build, evaluation
 from rl_natgrad.algos.problem import Batch, Problem
@@ -32,8 +31,7 @@ class Training:
     """
 
     def __init__(self, cfg: Config):
-        torch.set_num_threads(cfg.torch_threads)
-        threadpool_limits(cfg.torch_threads, "blas")  # numpy's, which would take every core
+        build.use_threads(cfg.torch_threads)
         self.cfg, self.step, self.update, self.not_finite = cfg, 0, 0, 0
         self.returns: deque[float] = deque(maxlen=WINDOW)
         self.envs = envs.make(cfg.env, cfg.num_envs, cfg.seed)
