@@ -25,7 +25,7 @@ from rl_natgrad.compare.options import AXES, CompareError, Options
 from rl_natgrad.run.files import write_atomically
 from rl_natgrad.sweep.earlier import Earlier
 
-BUDGET = {"CartPole-v1": 200_000, "Acrobot-v1": 200_000, "Pendulum-v1": 500_000, "LunarLander-v3": 500_000}
+BUDGET = {"CartPole-v1": 100_000, "Acrobot-v1": 100_000, "Pendulum-v1": 200_000, "LunarLander-v3": 300_000}
 DEFAULTS = {"steps": "", "seeds": "10", "jobs": "null", "runs": "runs/classic-control",
             "out": "results/classic-control"}  # fmt: skip
 METRIC = "rollout/return"
