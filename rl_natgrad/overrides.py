@@ -84,7 +84,7 @@ def corners(tokens: Iterable[str]) -> list[list[str]]:
         value, line = override.value(), override.input_line or ""
         if isinstance(value, IntervalSweep):
             low, high = value.start, value.end
-            if not low < high or ("log" in value.tags and low <= 0):
+            if low is None or high is None or not low < high or ("log" in value.tags and low <= 0):
                 raise ConfigError(f"{line}: an interval needs low < high, and tag(log,…) needs low > 0")
         for words, end in zip(ends, ("start", "end"), strict=True):
             words.append(f"{key}={getattr(value, end)}" if isinstance(value, IntervalSweep) else line)

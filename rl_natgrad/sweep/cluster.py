@@ -25,13 +25,14 @@ class Cluster:
     """Starts jobs through submitit. The folder of its own files is made with the first job."""
 
     def __init__(self, cluster: str, parameters: dict[str, Any]):
-        self._cluster, self._parameters, self._executor = cluster, parameters, None
+        self._cluster, self._parameters = cluster, parameters
+        self._executor: Any = None
         self.at_once = parameters.get("slurm_array_parallelism", 256)  # the queue does the rest
 
     @classmethod
     def of(cls, words: tuple[str, ...]) -> "Cluster":
         """From the words hydra/launcher=… and hydra.launcher.…=…; raises ConfigError."""
-        given = {key: override.value() for key, override in read(words, launcher=True).items()}
+        given: dict[str, Any] = {key: each.value() for key, each in read(words, launcher=True).items()}
         name = given.pop("hydra/launcher", None)
         if name not in CLUSTERS:
             raise ConfigError(f"hydra/launcher must be {listing(CLUSTERS, 'or')}, got {name}")
@@ -54,7 +55,8 @@ class Cluster:
                 raise ConfigError(f"{key}: {error}") from None
         tree.name = given.get("hydra.launcher.name", "rl_natgrad")  # the plugin's default asks Hydra
         shared = {field for field in OmegaConf.structured(BaseQueueConf) if field not in FIXED}
-        cluster, values = CLUSTERS[name], OmegaConf.to_container(tree)
+        cluster = CLUSTERS[name]
+        values: Any = OmegaConf.to_container(tree)
         return cls(cluster, {
             field if field in shared else f"{cluster}_{field}": values[field] for field in known
         })  # fmt: skip

@@ -20,9 +20,9 @@ def unfold(words: list[str]) -> list[list[str]]:
         return [words]
     given = read(words, sweeps=True)
     override = given.pop(KEY)
-    name, names = override.value(), config.choices().get(KEY, [])
+    name, names = str(override.value()), config.choices().get(KEY, [])
     if name not in names:
-        hint = did_you_mean(str(name), names)
+        hint = did_you_mean(name, names)
         raise ConfigError(f"{KEY} must be {listing(names, 'or')}, got {override.input_line}{hint}")
     ours = {key: each.input_line or "" for key, each in given.items()}
     return [list((part | ours).values()) for part in _parts(name)]

@@ -26,7 +26,8 @@ class Process:
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
                 start_new_session=True, preexec_fn=partial(_prepare, os.getpid()),
             )  # fmt: skip
-        self._pid, self._code = self._popen.pid, None
+        self._pid = self._popen.pid
+        self._code: int | None = None
 
     def poll(self) -> int | None:
         """The exit code (-n for signal n), or None while it runs."""

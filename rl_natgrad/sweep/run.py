@@ -14,6 +14,7 @@ from rl_natgrad.config import ConfigError
 from rl_natgrad.run.files import write_json
 from rl_natgrad.run.folder import command_line
 from rl_natgrad.run.progress import duration
+from rl_natgrad.schema import Sweep as SweepKeys
 from rl_natgrad.sweep.cluster import Cluster
 from rl_natgrad.sweep.earlier import Earlier
 from rl_natgrad.sweep.job import Job, counts
@@ -29,13 +30,14 @@ SAVE = 1.0  # seconds between two writes of sweep.json while jobs run
 def sweep(command: Command) -> int:
     """Runs a sweep or a search. Returns the exit code: 0, 1 (a job failed), 2 (refused), 130 or 143 (stopped)."""
     began = time.monotonic()
+    assert command.config is not None  # of a multirun, that of its first job
     try:
-        launcher = Cluster.of(command.launcher) if command.launcher else Local(command.jobs)
+        launcher: Launcher = Cluster.of(command.launcher) if command.launcher else Local(command.jobs)
         search = Search.of(command)
         folder = _create(Path(command.config.runs_dir) / "sweeps")
-        plan = search.open(folder) if search else _listed(command, folder)
-        view = _View(command, folder, plan)
-        pool = _work(command, plan, launcher, view)
+        plan: Plan = search.open(folder) if search else _listed(command.jobs, folder)
+        view = _View(command.config.runs_dir, folder, plan)
+        pool = _work(command.config.sweep, plan, launcher, view)
         view.close(pool, time.monotonic() - began)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -54,7 +56,9 @@ class Local:
     def __init__(self, jobs: Sequence[cli.Job]):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.at_once = max(cores // max(job.config.torch_threads for job in jobs), 1)
-        self.start = Process
+
+    def start(self, words: list[str], log: Path) -> Process:
+        return Process(words, log)
 
 
 def _create(sweeps: Path) -> Path:
@@ -67,14 +71,13 @@ def _create(sweeps: Path) -> Path:
             return path
 
 
-def _listed(command: Command, folder: Path) -> Listed:
-    jobs = [new_job(n, job.overrides, job.config, folder) for n, job in enumerate(command.jobs, 1)]
-    going_on = command.config.sweep.skip_finished
+def _listed(asked: Sequence[cli.Job], folder: Path) -> Listed:
+    jobs = [new_job(n, job.overrides, job.config, folder) for n, job in enumerate(asked, 1)]
+    going_on = jobs[0].config.sweep.skip_finished
     return Listed(jobs, Earlier(job.config.runs_dir for job in jobs) if going_on else None)
 
 
-def _work(command: Command, plan: Plan, launcher: Launcher, view: "_View") -> Pool:
-    keys = command.config.sweep
+def _work(keys: SweepKeys, plan: Plan, launcher: Launcher, view: "_View") -> Pool:
     pool = Pool(
         plan, launcher, keys.jobs or launcher.at_once, job_timeout=keys.job_timeout,
         fail_fast=keys.fail_fast, view=view,
@@ -88,8 +91,8 @@ def _work(command: Command, plan: Plan, launcher: Launcher, view: "_View") -> Po
 class _View:
     """What is shown of a sweep, and sweep.json, which says the same."""
 
-    def __init__(self, command: Command, folder: Path, plan: Plan):
-        self.keys, self.folder, self.plan = command.config, folder, plan
+    def __init__(self, runs_dir: str, folder: Path, plan: Plan):
+        self.runs_dir, self.folder, self.plan = runs_dir, folder, plan
         self.table = Table(plan.jobs, sys.stdout)
         self.command = command_line("rl_natgrad.train")
         self._saved = 0.0
@@ -97,7 +100,7 @@ class _View:
     def open(self, at_once: int) -> None:
         self._save()
         self.table.say(f"sweep   {self.folder}")
-        self.table.say(f"watch   tensorboard --logdir {self.keys.runs_dir}")
+        self.table.say(f"watch   tensorboard --logdir {self.runs_dir}")
         self.table.say(f"{self.plan.opening()} · {at_once} at once")
 
     def changed(self, job: Job) -> None:

@@ -34,8 +34,9 @@ class Trial:
         reached = [_marks(job) for job in self.jobs]
         for mark in range(self.mark + 1, min(map(len, reached)) + 1):
             values = [returns[mark - 1] for returns in reached]
-            if None not in values:
-                self.asked.report(fmean(values), mark)
+            known = [value for value in values if value is not None]
+            if len(known) == len(values):
+                self.asked.report(fmean(known), mark)
             self.mark = mark
 
 
@@ -50,7 +51,9 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._optuna, self.jobs = optuna, list[Job]()
         cfg = command.config
+        assert cfg is not None and cfg.search.trials is not None  # `of` has looked
         self._keys, self._runs_dir, self._seed = cfg.search, cfg.runs_dir, cfg.seed
+        self._trials_asked = cfg.search.trials
         given = read(command.overrides, sweeps=True)
         self._seeds = expand([_line(given.pop("seed"))], {}) if "seed" in given else [[]]
         self._fixed = [_line(override) for override in given.values() if not override.is_sweep_override()]
@@ -63,10 +66,22 @@ class Search:
 
     @classmethod
     def of(cls, command: Command) -> "Search | None":
-        return None if command.config.search.trials is None else cls(command)
+        asked = command.config is not None and command.config.search.trials is not None
+        return cls(command) if asked else None
 
     def open(self, folder: Path) -> "Search":
-        """Starts the study, or goes on with it. Raises: ConfigError where it was another search."""
+        """Starts the study, or goes on with it.
+
+        Raises: ConfigError, and the folder is gone, where it was another search or is in use.
+        """
+        try:
+            self._open(folder)
+        except ConfigError:
+            folder.rmdir()
+            raise
+        return self
+
+    def _open(self, folder: Path) -> None:
         optuna, keys = self._optuna, self._keys
         self._folder, self.name = folder, keys.study or folder.name
         home = folder.parent / "studies" / self.name
@@ -90,12 +105,11 @@ class Search:
             if not trial.state.is_finished():  # a search that was stopped left it
                 self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
                 self._study.enqueue_trial(trial.params)
-        self._left = max(keys.trials - len(self._done()), 0)
-        return self
+        self._left = max(self._trials_asked - len(self._done()), 0)
 
     def opening(self) -> str:
         jobs = f", {len(self._seeds)} jobs each" if len(self._seeds) > 1 else ""
-        return f"study {self.name}: {self._left} of {self._keys.trials} trials to do{jobs}"
+        return f"study {self.name}: {self._left} of {self._trials_asked} trials to do{jobs}"
 
     def next(self) -> Job | None:
         while True:
@@ -129,8 +143,8 @@ class Search:
             self._study.tell(trial.asked, state=states.FAIL)
             self._queue = [one for one in self._queue if one not in trial.jobs]
         elif set(outcomes) == {"finished"}:
-            values = [one.value for one in trial.jobs]
-            if None in values:
+            values = [one.value for one in trial.jobs if one.value is not None]
+            if len(values) < len(trial.jobs):
                 self._study.tell(trial.asked, state=states.FAIL)
             else:
                 self._study.tell(trial.asked, fmean(values))
@@ -141,8 +155,8 @@ class Search:
             best = self._study.best_trial
             words = " ".join(f"{key}={value}" for key, value in best.params.items())
             lines.append(f"best    return {number(best.value)} · {words} (trial {best.number})")
-        lines.append(f"study   {self.name}: {len(done)} of {self._keys.trials} trials done")
-        if len(done) < self._keys.trials:
+        lines.append(f"study   {self.name}: {len(done)} of {self._trials_asked} trials done")
+        if len(done) < self._trials_asked:
             word = f"search.study={self.name}"
             lines.append(f"go on   {command if word in command else f'{command} {word}'}")
         return lines

@@ -15,8 +15,10 @@ class Table:
     def __init__(self, jobs: list[Job], stream: TextIO):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-        self._jobs, self._stream, self._live = jobs, stream, None
-        self._said, self._started, self._note = time.monotonic(), {}, ""
+        self._jobs, self._stream = jobs, stream
+        self._live: Any = None  # rich's own, imported with the first table
+        self._started: dict[int, float] = {}
+        self._said, self._note = time.monotonic(), ""
 
     def __enter__(self) -> "Table":
         return self
@@ -80,7 +82,7 @@ class Table:
 
 
 def live_rows(jobs: list[Job]) -> list[tuple[str, ...]]:
-    rows = [("job", "overrides", "progress", "return", "steps/s", "state")]
+    rows: list[tuple[str, ...]] = [("job", "overrides", "progress", "return", "steps/s", "state")]
     for job in jobs:
         rate = job.row.get("time/steps_per_second")
         share = min(job.row.get("step", 0) / job.config.total_steps, 1)
