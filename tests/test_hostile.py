@@ -161,6 +161,8 @@ REFUSED = {
     "inf-in-optimizer": part("learner/exp_avg", lambda x: x + float("inf")),
     "optimizer-of-another": state(lambda saved: saved["learner"].update(momentum=torch.zeros(3))),
     "optimizer-without": state(lambda saved: saved["learner"].pop("exp_avg_sq")),
+    "negative-step": part("learner/step", lambda x: x - 100),
+    "negative-steps": part("critic/fit/adam/steps", lambda x: x - 1000),
     "negative-counter": part("not_finite", -1),
     "counter-as-text": part("step", "12"),
     "other-update": part("update", 10**9),

@@ -49,6 +49,8 @@ class Adam:
                 raise ValueError(f"Adam's {name} is of another shape or dtype, or not finite")
             getattr(self, name).copy_(value)
         self.steps = int(state["steps"])
+        if self.steps < 0:
+            raise ValueError(f"Adam's steps are {self.steps}")
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, param: Tensor) -> dict[str, Tensor]:
@@ -68,6 +70,8 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, param: Tensor, state:
     for name, value in state.items():
         if value.shape != like[name].shape or value.dtype != like[name].dtype or not value.isfinite().all():
             raise ValueError(f"the optimizer's {name} is of another shape or dtype, or not finite")
+        if name == "step" and value < 0:
+            raise ValueError(f"the optimizer's step is {value}")
     optimizer.state[param] = {
         name: value.clone() if name == "step" else value.to(param.device, copy=True)
         for name, value in state.items()
