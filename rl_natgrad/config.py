@@ -100,9 +100,22 @@ def _compose_files(**files: str) -> dict[str, Any]:
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             tree = compose("train", [f"{group}={name}" for group, name in files.items()])
-            return OmegaConf.to_container(tree, resolve=True)  # type: ignore[return-value]
+            return _fitting(OmegaConf.to_container(tree, resolve=True))  # type: ignore[arg-type]
     except (HydraException, OmegaConfBaseException) as e:
         raise ConfigError(f"{config_dir()} does not compose: {e}") from None
+
+
+def _fitting(tree: dict[str, Any]) -> dict[str, Any]:
+    """An environment's file may set keys of several algorithms; those that the chosen one lacks are left out."""
+    for group, models in MODELS.items():
+        section = tree.get(group, {})
+        if "name" not in section:
+            tree.pop(group, None)
+            continue
+        others = {key for model in models.values() for key in model.model_fields}
+        lacking = others - models[section["name"]].model_fields.keys()
+        tree[group] = {key: value for key, value in section.items() if key not in lacking}
+    return tree
 
 
 def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
