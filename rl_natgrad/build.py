@@ -16,7 +16,8 @@ from rl_natgrad.algos.trpo import trpo
 from rl_natgrad.config import Config
 from rl_natgrad.optim.solvers import SOLVERS
 from rl_natgrad.policy.heads import Head
-from rl_natgrad.policy.networks import MLP, Network, cnn
+from rl_natgrad.policy.mlp import MLP
+from rl_natgrad.policy.networks import Network, cnn
 from rl_natgrad.policy.policy import Policy, head_for, with_head
 from rl_natgrad.rollout.normalize import ObservationNormalizer
 

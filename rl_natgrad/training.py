@@ -9,7 +9,7 @@ import torch
 from rl_natgrad import build, evaluation
 from rl_natgrad.algos.problem import Batch, Problem
 from rl_natgrad.config import Config
-from rl_natgrad.policy.networks import quiet
+from rl_natgrad.policy.mlp import quiet
 from rl_natgrad.policy.policy import as_tensor
 from rl_natgrad.rollout import envs
 from rl_natgrad.rollout.checks import Checks

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from rl_natgrad.algos.problem import Batch, Problem
 from rl_natgrad.policy.heads import Bernoulli, Categorical, DiagGaussian, MultiDiscrete
-from rl_natgrad.policy.networks import MLP
+from rl_natgrad.policy.mlp import MLP
 from rl_natgrad.policy.policy import Policy, with_head
 
 HEADS = {

@@ -16,7 +16,7 @@ from rl_natgrad.algos.critic import (
 )
 from rl_natgrad.algos.problem import Batch
 from rl_natgrad.optim.first_order import Adam
-from rl_natgrad.policy.networks import MLP
+from rl_natgrad.policy.mlp import MLP
 
 NET = MLP((2, 16, 1), last_gain=1.0)
 FITS = {

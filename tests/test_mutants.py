@@ -94,9 +94,9 @@ MUTANTS = {  # name: (file, what it says, what the mutant says, tests that must 
     "log σ is not in the step": (
         "policy/networks.py", "_append(self.net.forward(theta[: -self.n], x), theta[-self.n :])",
         "_append(self.net.forward(theta[: -self.n], x), theta[-self.n :] * 0)", "steps networks"),
-    "backward pass forgets φ′": ("policy/networks.py", "            s *= slope\n", "", "networks"),
+    "backward pass forgets φ′": ("policy/mlp.py", "            s *= slope\n", "", "networks"),
     "forward mode forgets earlier layers": (
-        "policy/networks.py", "ds += dh @ W.T", "pass", "networks"),
+        "policy/mlp.py", "ds += dh @ W.T", "pass", "networks"),
     "pg learns from what is not finite": ("algos/pg.py", "if is_finite(theta, loss, kl):", "if True:", "algos"),
     "pg's optimizer remembers nan": ("algos/pg.py", "self.load(before)", "pass", "algos"),
     "pg steps from its own old theta": ("algos/pg.py", "self.param.copy_(problem.theta)", "pass", "algos"),

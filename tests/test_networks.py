@@ -5,7 +5,8 @@ from oracles import randn, reference_forward, rng
 from torch import nn
 
 from rl_natgrad.optim.fisher import GaussNewton
-from rl_natgrad.policy.networks import MLP, ModuleNetwork, WithFree, cnn
+from rl_natgrad.policy.mlp import MLP
+from rl_natgrad.policy.networks import ModuleNetwork, WithFree, cnn
 
 pytestmark = pytest.mark.usefixtures("float64")
 

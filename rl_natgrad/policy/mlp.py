@@ -1,0 +1,187 @@
+"""The multi-layer perceptron and its linearisation: the chain rule written out, for tensors and for arrays."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+Array = Any
+"""A tensor, or the numpy view of one that is on the CPU: what the chain rule below is written for.
+
+On one thread numpy's matrix products took 0.85 of torch's time at (2048, 64)·(64, 64), its tanh a tenth, and
+its calls on minibatches half.
+"""
+
+
+def _raw(tensor: Tensor) -> Array:
+    tensor = tensor.detach()
+    return tensor.numpy() if tensor.device.type == "cpu" else tensor
+
+
+def _tensor(array: Array) -> Tensor:
+    return torch.from_numpy(array) if isinstance(array, np.ndarray) else array
+
+
+def _lib(array: Array):
+    """numpy or torch: of what is called below, both have the same names and arguments."""
+    return np if isinstance(array, np.ndarray) else torch
+
+
+quiet = np.errstate(over="ignore", invalid="ignore")
+"""Numbers that are not finite are not announced by numpy as they arise: the learners notice them, and say so."""
+
+
+class Tanh:
+    function = staticmethod(torch.tanh)
+
+    @staticmethod
+    def inplace(a: Array) -> Array:
+        return _lib(a).tanh(a, out=a)
+
+    @staticmethod
+    def slope(h: Array) -> Array:
+        """φ′ in terms of h = φ."""
+        slope = h * h
+        return _lib(h).subtract(1, slope, out=slope) if _lib(h) is np else slope.neg_().add_(1)
+
+
+class Relu:
+    function = staticmethod(torch.relu)
+
+    @staticmethod
+    def inplace(a: Array) -> Array:
+        return a.clip(0, None, out=a) if _lib(a) is np else a.clamp_(min=0)
+
+    @staticmethod
+    def slope(h: Array) -> Array:
+        return (h > 0).astype(h.dtype) if _lib(h) is np else (h > 0).to(h.dtype)
+
+
+ACTIVATIONS = {"tanh": Tanh, "relu": Relu}
+
+
+@dataclass(frozen=True)
+class MLP:
+    """h₀ = x,  hₗ = φ(hₗ₋₁ Wₗᵀ + bₗ),  z = h_L without φ.  θ holds W₁ (out, in), b₁, W₂, b₂, … in a row.
+
+    Starts orthogonal (Saxe et al. 2014) with gain √2, the last layer with `last_gain`: a small one makes
+    the first policy nearly uniform (Andrychowicz et al. 2021, "What matters in on-policy RL", 3.2).
+    """
+
+    sizes: tuple[int, ...]
+    activation: str = "tanh"
+    last_gain: float = 0.01
+
+    @cached_property
+    def size(self) -> int:
+        return sum((i + 1) * o for i, o in pairwise(self.sizes))
+
+    def layers(self, theta: Array) -> list[tuple[Array, Array]]:
+        """[(W (out, in), b (out,)), …], views of θ."""
+        layers, end = [], 0
+        for i, o in pairwise(self.sizes):
+            start, end = end, end + (i + 1) * o
+            layers.append((theta[start : end - o].reshape(o, i), theta[end - o : end]))
+        return layers
+
+    def init(self, generator: torch.Generator) -> Tensor:
+        theta = torch.zeros(self.size)
+        layers = self.layers(theta)
+        for k, (W, _) in enumerate(layers):
+            nn.init.orthogonal_(W, 2**0.5 if k < len(layers) - 1 else self.last_gain, generator=generator)
+        return theta
+
+    @quiet
+    def forward(self, theta: Tensor, x: Tensor) -> Tensor:
+        if not (torch.is_grad_enabled() and theta.requires_grad):
+            return _tensor(self._activations(self.layers(_raw(theta)), _raw(x))[-1])
+        *hidden, (W_last, b_last) = self.layers(theta)
+        for W, b in hidden:
+            x = ACTIVATIONS[self.activation].function(torch.addmm(b, x, W.T))
+        return torch.addmm(b_last, x, W_last.T)
+
+    @quiet
+    def linearize(self, theta: Tensor, x: Tensor) -> "LinearizedMLP":
+        layers = self.layers(_raw(theta))
+        *hidden, z = self._activations(layers, _raw(x))
+        return LinearizedMLP(self, layers, _tensor(z), hidden)
+
+    def compile(self, theta: Tensor) -> Callable[[NDArray], NDArray]:
+        layers = [(W.copy(), b.copy()) for W, b in self.layers(theta.detach().cpu().numpy())]
+        return lambda x: self._activations(layers, x)[-1]
+
+    def _activations(self, layers: list[tuple[Array, Array]], x: Array) -> list[Array]:
+        """[x, h₁, …, z]."""
+        phi, last = ACTIVATIONS[self.activation].inplace, len(layers) - 1
+        hs = [x]
+        for k, (W, b) in enumerate(layers):
+            h = hs[-1] @ W.T
+            h += b
+            hs.append(phi(h) if k < last else h)
+        return hs
+
+
+class LinearizedMLP:
+    """An MLP's z + J dθ by the chain rule.
+
+    Args: layers: of θ.  z (N, K).  hidden: [x, h₁, …, h_{L−1}], each (N, ·).
+    """
+
+    def __init__(self, net: MLP, layers: list[tuple[Array, Array]], z: Tensor, hidden: list[Array]):
+        self.net, self.layers, self.z, self.hidden, self.size = net, layers, z, hidden, net.size
+        self._slopes = [ACTIVATIONS[net.activation].slope(h) for h in hidden[1:]]
+        self._ones = _lib(hidden[0]).ones_like(hidden[0][:, 0])
+
+    @quiet
+    def jvp(self, v: Tensor) -> Tensor:
+        # ṡₗ = hₗ₋₁ Ẇₗᵀ + ḃₗ + ḣₗ₋₁ Wₗᵀ,   ḣₗ = φ′ₗ ṡₗ
+        dh = None
+        layers = zip(self.layers, self.net.layers(_raw(v)), self.hidden, strict=True)
+        for k, ((W, _), (dW, db), h) in enumerate(layers):
+            ds = h @ dW.T
+            ds += db
+            if dh is not None:
+                ds += dh @ W.T
+            if k < len(self._slopes):
+                ds *= self._slopes[k]
+            dh = ds
+        return _tensor(dh)
+
+    @quiet
+    def vjp(self, u: Tensor) -> Tensor:
+        # sₗ = ∂/∂(pre-activation l):  W̄ₗ = sₗᵀ hₗ₋₁,  b̄ₗ = Σ sₗ,  sₗ₋₁ = (sₗ Wₗ) φ′ₗ₋₁
+        out = u.new_empty(self.size)
+        matmul = _lib(self._ones).matmul
+        layers = zip(self.net.layers(_raw(out)), self._cotangents(_raw(u)), self.hidden, strict=True)
+        for (W_out, b_out), s, h in layers:
+            matmul(s.T, h, out=W_out)
+            b_out[:] = self._ones @ s  # a sum over N takes four times as long
+        return out
+
+    def jacobian(self) -> Tensor:
+        N, K = self.z.shape
+        J = self.z.new_empty(N, K, self.size)
+        for k in range(K):
+            u = torch.zeros_like(self.z)
+            u[:, k] = 1
+            parts = []
+            for s, h in zip(self._cotangents(_raw(u)), self.hidden, strict=True):
+                s, h = _tensor(s), _tensor(h)
+                parts += [(s.unsqueeze(2) * h.unsqueeze(1)).flatten(1), s]
+            torch.cat(parts, 1, out=J[:, k])
+        return J
+
+    def _cotangents(self, u: Array) -> list[Array]:
+        """[s₁, …, s_L], (N, out) each, for the output cotangent u (N, K)."""
+        ss = [u]
+        for (W, _), slope in zip(self.layers[:0:-1], self._slopes[::-1], strict=True):
+            s = ss[-1] @ W
+            s *= slope
+            ss.append(s)
+        return ss[::-1]
