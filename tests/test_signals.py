@@ -13,6 +13,7 @@ import pytest
 from whole_runs import (
     CRITIC,
     SMALL,
+    Fork,
     assert_equal,
     checkpoints,
     facts,
@@ -68,10 +69,9 @@ def ended_well(end: Ended, number: int) -> bool:
 
 
 def goes_on(path: Path, expected) -> None:
-    """Resumes to the end; the run is then the one that nobody disturbed."""
-    process = spawn(f"resume={path}")
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+    """Resumes to the end, in this process; the run is then the one that nobody disturbed."""
+    with pytest.MonkeyPatch.context() as patch:
+        assert run(patch, f"resume={path}") == 0
     assert_equal(path, expected)
 
 
@@ -101,36 +101,37 @@ def test_a_signal_raises_at_once_or_waits_where_patience_is_asked_for(capfd):
 
 
 def test_a_stopped_run_says_how_to_resume_and_equals_the_undisturbed_one(tmp_path, undisturbed):
-    stop_and_go_on(tmp_path, undisturbed, signal.SIGTERM, updates=4)
+    path = stop(tmp_path, signal.SIGTERM, updates=4)
+    process = spawn(f"resume={path}")
+    assert process.wait(120) == 0
+    assert_equal(path, undisturbed(*WORDS))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_20_signals_each(tmp_path, undisturbed, number):
     rng = random.Random(number)
-    undisturbed(*WORDS)
     with ThreadPoolExecutor(2) as pool:
-        jobs = [pool.submit(stop_and_go_on, tmp_path / str(i), undisturbed, number, rng.randrange(1, 20))
-                for i in range(20)]  # fmt: skip
-        for job in jobs:
-            job.result()
+        jobs = [pool.submit(stop, tmp_path / str(i), number, rng.randrange(1, 20)) for i in range(20)]
+    for job in jobs:
+        goes_on(job.result(), undisturbed(*WORDS))
 
 
-def stop_and_go_on(tmp_path, undisturbed, number, updates):
-    """Stops a run after some updates, twice; then it goes on to its end."""
-    process = spawn(*WORDS, f"runs_dir={tmp_path}")
+def stop(tmp_path, number, updates) -> Path:
+    """A run that was stopped after some updates."""
+    process = Fork(*WORDS, f"runs_dir={tmp_path}", output=tmp_path / "output")
     wait_until(lambda: len(list(tmp_path.glob("*/*/*/metrics.jsonl"))) == 1)
     path = only_run(tmp_path)
     wait_until(lambda: len(read_rows(path)) >= updates or process.poll() is not None)
     end = stopped(process, number)
     assert ended_well(end, number), end
     if outcome(path) == "finished":  # it was faster
-        return
+        return path
     assert (end.code, outcome(path)) == (128 + number, "stopped")
     assert end.out.splitlines()[-1] == f"resume  python -m rl_natgrad.train resume={path}"
     saved = int(checkpoints(path)[-1].stem)
     assert 0 <= saved - max(row["update"] for row in read_rows(path)) <= 1  # 1: stopped in an evaluation
-    goes_on(path, undisturbed(*WORDS))
+    return path
 
 
 def test_a_second_signal_exits_at_once(tmp_path):
@@ -190,33 +191,35 @@ def test_signals_during_a_resume(tmp_path, undisturbed):
         time.sleep(rng.uniform(0, 2.5))
         end = stopped(process, number)
         assert ended_well(end, number), end
-    goes_on(path, undisturbed(*WORDS)) if outcome(path) != "finished" else assert_equal(path, undisturbed(*WORDS))
+    goes_on(path, undisturbed(*WORDS))
 
 
 # ---- kill -9 -------------------------------------------------------------------------------------------------
 
 
 def test_kill_9_loses_at_most_one_interval(tmp_path, undisturbed):
-    kill_and_go_on(tmp_path, undisturbed, seconds=0.4, slow_save="0.05")
+    path, _ = kill(tmp_path, seconds=0.4, slow_save="0.05")
+    goes_on(path, undisturbed(*WORDS))
 
 
 @pytest.mark.slow
 def test_50_kills_at_random_moments(tmp_path, undisturbed):
     """Half of them with saves stretched so far that most kills land in one."""
     rng = random.Random(9)
-    undisturbed(*WORDS)
     with ThreadPoolExecutor(2) as pool:
-        jobs = [
-            pool.submit(kill_and_go_on, tmp_path / str(i), undisturbed, rng.uniform(0, 2), ("0", "0.05")[i % 2])
-            for i in range(50)
-        ]
-        inside = sum(job.result() for job in jobs)
-    assert inside >= 5  # were in the middle of a save
+        times = [(rng.uniform(0, 0.6), "0") if i % 2 else (rng.uniform(0, 2), "0.05") for i in range(50)]
+        jobs = [pool.submit(kill, tmp_path / str(i), *when) for i, when in enumerate(times)]
+    killed = [job.result() for job in jobs]
+    assert sum(outcome(path) == "running" for path, _ in killed) >= 40  # others had come to their end before
+    for path, _ in killed:
+        goes_on(path, undisturbed(*WORDS))
+    print(sum(inside for _, inside in killed), "of 50 kills were inside the writing of a file")
+    assert sum(inside for _, inside in killed) >= 5
 
 
-def kill_and_go_on(tmp_path, undisturbed, seconds, slow_save) -> bool:
-    """Kills a run some time after its folder is there; whether that was inside a save."""
-    process = spawn(*WORDS, f"runs_dir={tmp_path}", RL_NATGRAD_SLOW_SAVE=slow_save)
+def kill(tmp_path, seconds, slow_save) -> tuple[Path, bool]:
+    """A run that was killed some time after its folder was there, and whether that was inside a save."""
+    process = Fork(*WORDS, f"runs_dir={tmp_path}", output=tmp_path / "output", RL_NATGRAD_SLOW_SAVE=slow_save)
     wait_until(lambda: list(tmp_path.glob("*/*/*/run.json")))
     time.sleep(seconds)
     stopped(process, signal.SIGKILL)
@@ -224,10 +227,7 @@ def kill_and_go_on(tmp_path, undisturbed, seconds, slow_save) -> bool:
     logged = max((row["update"] for row in read_rows(path)), default=0)
     saved = max((int(file.stem) for file in checkpoints(path)), default=0)
     assert logged - saved <= 3  # checkpoint.every
-    inside = bool(list(path.glob("checkpoints/.*.tmp")))
-    if outcome(path) != "finished":
-        goes_on(path, undisturbed(*WORDS))
-    return inside
+    return path, bool(list(path.glob("checkpoints/.*.tmp")))
 
 
 @pytest.mark.slow
