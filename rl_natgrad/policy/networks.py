@@ -154,11 +154,17 @@ class WithFree:
         return LinearizedWithFree(lin, self.n, _append(lin.z, theta[-self.n :].detach()))
 
     def compile(self, theta: Tensor) -> Forward:
-        net, free = self.net.compile(theta[: -self.n]), theta[-self.n :].detach().cpu().numpy().copy()
+        net, n = self.net.compile(theta[: -self.n]), self.n
+        free = theta[-n:].detach().cpu().numpy().copy()
+        out = np.empty((0, n), free.dtype)
 
-        def forward(x: NDArray) -> NDArray:
+        def forward(x: NDArray) -> NDArray:  # into one array, which the next call overwrites
+            nonlocal out
             z = net(x)
-            return np.concatenate([z, np.broadcast_to(free, (len(z), len(free)))], axis=1)
+            if len(out) != len(z):
+                out = np.concatenate([z, np.broadcast_to(free, (len(z), n))], axis=1)
+            out[:, :-n] = z
+            return out
 
         return forward
 
