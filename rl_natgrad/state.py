@@ -58,9 +58,12 @@ def put(training: Training, state: State) -> list[int]:
 
 
 def _restore(training: Training, state: State) -> list[int]:
-    training.collector.load(state["collector"])
+    collector = training.collector
+    collector.load(state["collector"])
+    # So that what misbehaves is named by its step: −1 where the next row is the reset.
+    collector.check.length = np.where(collector.prev_done, -1, collector.episode_length)
     obs, differed = training.envs.restore(state["envs"])
-    training.collector.obs = obs.copy()
+    collector.obs = obs.copy()
     return differed
 
 

@@ -8,7 +8,7 @@ import torch
 
 from rl_natgrad import build, evaluation
 from rl_natgrad.algos.problem import Batch, Problem
-from rl_natgrad.config import Config
+from rl_natgrad.config import Config, ConfigError
 from rl_natgrad.policy.mlp import quiet
 from rl_natgrad.policy.policy import as_tensor
 from rl_natgrad.rollout import envs
@@ -27,10 +27,12 @@ class NotFinite(RuntimeError):
 class Training:
     """A run that can be stepped; state.py saves and restores it.
 
-    Args: cfg: validated.  Raises: rollout.errors.EnvError where the environment cannot be made.
+    Args: cfg: validated.  Raises: rollout.errors.EnvError where the environment cannot be made, ConfigError where
+          the device is not there.
     """
 
     def __init__(self, cfg: Config):
+        _check_device(cfg.device)
         build.use_threads(cfg.torch_threads)
         self.cfg, self.step, self.update, self.not_finite = cfg, 0, 0, 0
         self.returns: deque[float] = deque(maxlen=WINDOW)
@@ -143,3 +145,10 @@ class _Clock:
     def lap(self, name: str) -> None:
         now = time.perf_counter()
         self.laps[name], self._last = now - self._last, now
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(1, device=device)
+    except (AssertionError, RuntimeError) as error:  # built without CUDA; no driver, or no such device
+        raise ConfigError(f"device={device} cannot be used: {str(error).splitlines()[0]}") from error

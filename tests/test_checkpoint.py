@@ -190,6 +190,7 @@ def test_fit_names_the_part_that_is_wrong():
 # ---- a disk that fails ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_full_disk_fails_the_run_in_one_line(tmp_path):
     """A tmpfs of 200 KiB, where this process may mount one."""
     disk = tmp_path / "disk"

@@ -1,8 +1,12 @@
 """Stopping and going on gives the bits of the run that never stopped."""
 
 import json
+import os
 
+import gymnasium
 import pytest
+import torch
+from gymnasium.envs.classic_control import PendulumEnv
 from whole_runs import CRITIC, ENVS, SMALL, assert_equal, checkpoints, copy, curves, facts, only_run, outcome, run
 
 from rl_natgrad import config, resume
@@ -188,6 +192,16 @@ def test_what_is_not_a_run_is_refused(monkeypatch, tmp_path, capfd):
         assert line.startswith("error: resume must be a run folder or one of its checkpoints, got ")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
+def test_a_device_that_is_not_there_is_refused(monkeypatch, tmp_path, capfd):
+    path = whole(monkeypatch, tmp_path)
+    for words in ([f"resume={path}", "total_steps=1e5"], [f"runs_dir={tmp_path / 'other'}"]):
+        assert run(monkeypatch, "device=cuda:7", *words) == 2
+        (line,) = capfd.readouterr().err.splitlines()
+        assert line.startswith("error: device=cuda:7 cannot be used: ")
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_run_in_use_is_refused(monkeypatch, tmp_path, capfd):
     path = whole(monkeypatch, tmp_path)
     with lock.hold(path):
@@ -195,3 +209,41 @@ def test_a_run_in_use_is_refused(monkeypatch, tmp_path, capfd):
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(f"error: {path} is in use by process ")
     assert run(monkeypatch, f"resume={path}") == 0
+
+
+class PrivatelyNoisy(PendulumEnv):
+    """Pendulum with a random source that no seed reaches."""
+
+    def step(self, action):
+        obs, *rest = super().step(action)
+        return obs + int.from_bytes(os.urandom(2)) / 1e9, *rest
+
+
+def test_private_randomness_is_noticed_and_said(monkeypatch, tmp_path, capfd):
+    gymnasium.register("PrivatelyNoisy-v0", PrivatelyNoisy, max_episode_steps=100)
+    try:
+        path = whole(monkeypatch, tmp_path, "env=PrivatelyNoisy-v0", "total_steps=600")
+        assert run(monkeypatch, f"resume={path}", "total_steps=900") == 0
+    finally:
+        del gymnasium.registry["PrivatelyNoisy-v0"]
+    says = "note    environments [0, 1, 2, 3] have random sources of their own and did not come back the same"
+    assert says in capfd.readouterr().out
+
+
+def test_environments_that_cannot_be_saved_say_so_and_begin_new_episodes(monkeypatch, tmp_path, capfd):
+    pytest.importorskip("envpool")
+    path = whole(monkeypatch, tmp_path, "env.backend=envpool", "total_steps=600")
+    assert "note    backend envpool cannot save environments: resuming starts new" in capfd.readouterr().out
+    assert json.loads((path / "run.json").read_text())["restorable"] is False
+    assert run(monkeypatch, f"resume={path}", "total_steps=900") == 0
+    rows = read_rows(path)
+    assert [row["update"] for row in rows] == [*range(1, len(rows)), len(rows) - 1] and rows[-1]["step"] >= 900
+
+
+def test_other_versions_are_said(monkeypatch, tmp_path, capfd):
+    path = whole(monkeypatch, tmp_path, "total_steps=600")
+    record = json.loads((path / "run.json").read_text())
+    record["versions"]["torch"] = "1.0"
+    (path / "run.json").write_text(json.dumps(record))
+    assert run(monkeypatch, f"resume={path}", "total_steps=900") == 0
+    assert "note    versions have changed, so numbers may: torch 1.0, now " in capfd.readouterr().out
