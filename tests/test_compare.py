@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_runs import learning_curve, write_run
+from fake_runs import write_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
@@ -331,27 +328,3 @@ def test_help_names_every_option(capsys):
     code, out, _ = said(capsys, "--help")
     assert code == 0
     assert all(f"\n  {key}" in out for key in ("by", "x", "metric", "threshold", "out", "failed", "unfinished"))
-
-
-# ---- time ----------------------------------------------------------------------------------------------------
-
-
-def seconds_to_compare(root: Path, seeds: int, *options: str) -> float:
-    rng = np.random.default_rng(0)
-    for algo, end in (("pg", 380), ("npg", 470), ("trpo", 495)):
-        for seed in range(seeds):
-            write_run(root, algo, seed, returns=learning_curve(300, end + rng.normal(0, 12), rng))
-    start = time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-m", "rl_natgrad.compare", str(root), *options], check=True, capture_output=True
-    )
-    return time.perf_counter() - start
-
-
-def test_30_runs_of_300_updates_take_under_5_seconds(tmp_path):
-    assert seconds_to_compare(tmp_path, 10) < 5
-
-
-@pytest.mark.slow
-def test_300_runs_on_all_axes_take_under_30_seconds(tmp_path):
-    assert seconds_to_compare(tmp_path, 100, "x=steps,updates,seconds") < 30
