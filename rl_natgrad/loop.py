@@ -20,8 +20,8 @@ from rl_natgrad.run.signals import Stop, Stopped
 from rl_natgrad.training import NotFinite, Training
 
 GPU_PAYS = 20_000
-"""Parameters: an update of 5,500 took an H200 87 ms and one CPU thread 70, one of 72,000 took 89 and 304
-(scripts/benchmark_device.py)."""
+"""Parameters: policy and critic of 5,500 each took an H200 68 ms an update and one CPU thread 44, of 72,000 they
+took 78 and 255 (scripts/benchmark_device.py)."""
 
 
 def start(cfg: Config, overrides: list[str], stop: Stop) -> int:
