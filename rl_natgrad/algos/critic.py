@@ -60,7 +60,7 @@ class Critic:
     @torch.no_grad()
     def values(self, obs: Tensor) -> Tensor:
         """V(obs) (N,)."""
-        mean, std = self._scale()
+        mean, std = _scale(self.moments)
         return self.net.forward(self.theta, obs).squeeze(-1) * std + mean
 
     def fit(self, batch: Batch) -> dict[str, float]:
@@ -80,9 +80,6 @@ class Critic:
                 return info
             self.regress.load(before)
         return info | {"critic/not_finite": 1.0}
-
-    def _scale(self) -> tuple[float, float]:
-        return _scale(self.moments)
 
     def state(self) -> dict[str, Any]:
         return {"theta": self.theta, "moments": self.moments, "fit": self.regress.state()}
