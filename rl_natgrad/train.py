@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from rl_natgrad.run.signals import Stop, Stopped
+from rl_natgrad.run.signals import Stop, Stopped, deafen
 
 
 def main() -> int:
@@ -30,4 +30,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    deafen()  # the interpreter's own end takes a while, and its exit code is settled
+    sys.exit(code)

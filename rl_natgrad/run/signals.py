@@ -10,6 +10,12 @@ class Stopped(BaseException):
     """Somebody said stop. Not an Exception: an environment that swallows those cannot swallow this."""
 
 
+def deafen() -> None:
+    """From here on SIGINT and SIGTERM change nothing."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class Stop:
     """While entered, the first signal raises Stopped, or is only noted inside `patient()`; a second one exits.
 
