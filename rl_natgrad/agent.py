@@ -128,7 +128,7 @@ def _file(path: Path, which: str) -> Path:
 
 def _spaces(cfg: Config) -> Spaces:
     env = scalar(cfg)
-    if env.backend == "async":
+    if env.backend in ("async", "split"):
         env = env.model_copy(update={"backend": "sync"})
     vector: Any = envs.make(env, 1, 0)
     try:

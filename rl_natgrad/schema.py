@@ -210,7 +210,7 @@ class NoCritic(Section):
 
 class Env(Section):
     id: EnvId
-    backend: Literal["auto", "sync", "async", "native", "envpool"]
+    backend: Literal["auto", "sync", "async", "split", "native", "envpool"]
     allow_import: bool
     timeout: Positive
     normalize_obs: bool

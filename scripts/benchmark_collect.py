@@ -185,9 +185,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--env", nargs="+", default=["CartPole", "Hopper", "HalfCheetah"])
     parser.add_argument("--num-envs", nargs="+", type=int, default=[8])
-    parser.add_argument("--backend", nargs="+", default=["sync", "native", "async", "envpool"])
+    parser.add_argument("--backend", nargs="+", default=["sync", "native", "async", "split", "envpool"])
     parser.add_argument("--seconds", type=float, default=5.0, help="per row")
-    parser.add_argument("--cpu-time", action="store_true", help="on a busy machine; not for async, envpool")
+    parser.add_argument("--cpu-time", action="store_true", help="on a busy machine; not for async, split, envpool")
     args = parser.parse_args()
     if args.cpu_time:
         global clock

@@ -18,7 +18,7 @@ from rl_natgrad.rollout.checks import Checks
 from rl_natgrad.rollout.episode import episode_seed
 
 TESTS = Path(__file__).parent
-BACKENDS = ["sync", "async"]
+BACKENDS = ["sync", "async", "split"]
 
 
 def make(id, backend="sync", num_envs=3, seed=0, timeout=60.0, **kwargs):
@@ -109,7 +109,7 @@ def test_ends_are_rows_of_their_own_and_resets_too(opened, backend):
 
 
 @pytest.mark.parametrize(
-    "backend", ["sync", "native", "async", pytest.param("envpool", marks=extra("envpool"))]
+    "backend", ["sync", "native", "async", "split", pytest.param("envpool", marks=extra("envpool"))]
 )
 def test_a_reset_row_follows_each_end(opened, backend):
     e = opened("CartPole-v1", backend, num_envs=4)
@@ -170,8 +170,9 @@ IDS = [
 
 
 @pytest.mark.parametrize("id", IDS)
-def test_async_gives_the_transitions_of_sync(opened, id):
-    a, b = (opened(id, backend, num_envs=5, seed=3) for backend in BACKENDS)
+@pytest.mark.parametrize("backend", ["async", "split"])
+def test_workers_give_the_transitions_of_sync(opened, id, backend):
+    a, b = (opened(id, backend, num_envs=5, seed=3) for backend in ("sync", backend))
     assert same([(a.reset(),)], [(b.reset(),)])
     sent = actions(a, 200)  # × 5 environments
     assert same(play(a, sent), play(b, sent))
@@ -186,6 +187,7 @@ def test_async_gives_the_transitions_of_sync(opened, id):
         ),
         ("native", "CartPole-v1"),
         ("async", "CartPole-v1"),
+        ("split", "CartPole-v1"),
     ],
 )
 def test_a_restored_run_goes_on_bit_for_bit(opened, id, backend):
@@ -343,7 +345,11 @@ FEW = ["reset raises", "step raises", "step shape", "step nan", "step reward-arr
 @pytest.mark.parametrize(
     "how, backend",
     [(how, "sync") for how in WRONG]
-    + [pytest.param(how, "async", marks=[] if how in FEW else pytest.mark.slow) for how in WRONG],
+    + [
+        pytest.param(how, backend, marks=[] if how in FEW else pytest.mark.slow)
+        for backend in ("async", "split")
+        for how in WRONG
+    ],
 )
 def test_misbehaviour_is_named(how, backend):
     line = misbehave(how, backend)

@@ -17,7 +17,9 @@ TINY = ["num_envs=2", "horizon=8", "total_steps=16", "eval.episodes=2", "policy.
 DEEDS = [*test_envs.WRONG, "step hangs"]
 FEW = ["reset raises", "step nan", "step reward-none"]  # with worker processes the rest takes minutes
 CASES = [(how, "sync") for how in DEEDS] + [
-    pytest.param(how, "async", marks=[] if how in FEW else pytest.mark.slow) for how in DEEDS
+    pytest.param(how, backend, marks=[] if how in FEW else pytest.mark.slow)
+    for backend in ("async", "split")
+    for how in DEEDS
 ]
 
 

@@ -25,9 +25,10 @@ RECIPES = {
     "evaluated": ["algo=trpo", "eval.every=2"],
     "multi-binary-free": ["algo=pg", "env=Pendulum"],
     "async": ["algo=trpo", "env.backend=async"],
+    "split": ["algo=trpo", "env.backend=split"],
 }
 BIG = "reinforce", "pg-adam", "npg-cg", "trpo-gauss_newton"
-FAST = (*BIG, "pg-momentum", "critic-lbfgs", "critic-trust_region", "sampled-fisher", "evaluated", "async")
+FAST = (*BIG, "pg-momentum", "critic-lbfgs", "critic-trust_region", "sampled-fisher", "evaluated", "async", "split")
 
 
 def whole(monkeypatch, runs_dir, *words, every=1):

@@ -22,7 +22,7 @@ from rl_natgrad.rollout.workers import AsyncEnvs
 
 __all__ = ["EnvError", "EnvSetupError", "Envs", "make"]
 
-BACKENDS = ("auto", "sync", "async", "native", "envpool")
+BACKENDS = ("auto", "sync", "async", "split", "native", "envpool")
 
 
 class Envs(Protocol):
@@ -34,7 +34,7 @@ class Envs(Protocol):
     Arrays returned may be overwritten by the next call.
     """
 
-    backend: str  # sync, async, native or envpool
+    backend: str  # sync, async, split, native or envpool
     restorable: bool
     note: str | None  # what was done to the observation, for the user
     num_envs: int
@@ -78,7 +78,9 @@ def make(cfg: Any, num_envs: int, seed: int) -> Envs:
         return NativeEnvs(cfg.id, spec.max_episode_steps, num_envs, seed, kwargs)
     recipe = Recipe(cfg.id, spec, kwargs, seed, cfg.timeout)
     try:
-        return AsyncEnvs(recipe, num_envs) if backend == "async" else SyncEnvs(recipe, num_envs)
+        if backend in ("async", "split"):
+            return AsyncEnvs(recipe, num_envs, split=backend == "split")
+        return SyncEnvs(recipe, num_envs)
     except EnvSetupError:
         raise
     except Exception as error:

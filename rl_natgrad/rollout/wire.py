@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import select
 import socket
 import struct
 import tempfile
+import time
 from collections.abc import Sequence
 
 import numpy as np
 
 HEADER = struct.Struct("<cQ")  # kind and size of a frame
+
+SPIN = 1e-3  # seconds to wait awake: longer than a policy's forward pass, shorter than anyone would notice
 
 Field = tuple[Sequence[int], str]  # shape and dtype of one shared array
 
@@ -41,6 +45,14 @@ def _room(field: Field) -> int:
     """Bytes of one array, in whole cache lines."""
     shape, dtype = field
     return -(-int(np.prod(shape)) * np.dtype(dtype).itemsize // 64) * 64
+
+
+def ready_soon(poll: select.poll, seconds: float) -> list[tuple[int, int]]:
+    """What becomes ready within so many seconds, found without going to sleep; empty where nothing does."""
+    end = time.perf_counter() + seconds
+    while not (ready := poll.poll(0)) and time.perf_counter() < end:
+        os.sched_yield()  # to whoever else has work for this core
+    return ready
 
 
 def send(sock: socket.socket, kind: bytes, payload: bytes = b"") -> None:

@@ -1,4 +1,4 @@
-"""The process that steps some of the environments of an `async` run. Imports no torch."""
+"""The process that steps some of the environments of an `async` or `split` run. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -16,7 +17,7 @@ import numpy as np
 
 from rl_natgrad.rollout.episode import Episodes, Recipe
 from rl_natgrad.rollout.errors import EnvError, one_line
-from rl_natgrad.rollout.wire import pack_positions, receive, send, shared, unpack_positions
+from rl_natgrad.rollout.wire import pack_positions, ready_soon, receive, send, shared, unpack_positions
 
 PR_SET_PDEATHSIG = 1
 
@@ -32,8 +33,11 @@ def main(fd: int) -> None:
         _report(sock, f"{job['recipe']['id']}: {one_line(error)}")
         return
     send(sock, b".")
+    poll = select.poll()
+    poll.register(sock, select.POLLIN | select.POLLHUP)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
+            ready_soon(poll, job["spin"])
             kind, payload = receive(sock)
             try:
                 reply = _serve(episodes, actions, kind, payload)

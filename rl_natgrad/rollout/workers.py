@@ -12,15 +12,26 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from rl_natgrad.rollout.episode import Recipe
+from rl_natgrad.rollout.episode import Episodes, Recipe
 from rl_natgrad.rollout.errors import EnvError
 from rl_natgrad.rollout.snapshot import differing, pack, unpack
 from rl_natgrad.rollout.spaces import ObservationMap, action_map
-from rl_natgrad.rollout.wire import memory_file, pack_positions, receive, send, shared, unpack_positions
+from rl_natgrad.rollout.watchdog import Watchdog
+from rl_natgrad.rollout.wire import (
+    SPIN,
+    memory_file,
+    pack_positions,
+    ready_soon,
+    receive,
+    send,
+    shared,
+    unpack_positions,
+)
 
 # A fresh interpreter and not a fork: no locks, threads or CUDA context of torch are inherited, `__main__` is
 # not imported again, and a worker needs a tenth of our memory.
@@ -37,12 +48,17 @@ class WorkerTraceback(Exception):
 
 
 class AsyncEnvs:
-    """See `envs.Envs` for the contract. The same transitions as `sync`, bit for bit."""
+    """See `envs.Envs` for the contract. The same transitions as `sync`, bit for bit.
 
-    backend, restorable = "async", True
+    async: workers step all of them, one worker per core, and none of them can harm this process.
+    split: this process steps its share too, and everybody waits for everybody with eyes open: a process that
+    sleeps takes 50 to 150 µs to wake on a virtual machine, which is a step of most environments.
+    """
 
-    def __init__(self, recipe: Recipe, num_envs: int) -> None:
-        self.recipe, self.num_envs = recipe, num_envs
+    restorable = True
+
+    def __init__(self, recipe: Recipe, num_envs: int, split: bool = False) -> None:
+        self.recipe, self.num_envs, self.backend = recipe, num_envs, "split" if split else "async"
         probe = recipe.build()
         observation = ObservationMap(probe.observation_space)
         self.observation_space, self.note = observation.space, observation.note
@@ -51,7 +67,10 @@ class AsyncEnvs:
         probe.close()
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         cuts = np.linspace(0, num_envs, min(num_envs, cores) + 1).astype(int).tolist()
-        self.indices = list(itertools.pairwise(cuts))
+        shares = list(itertools.pairwise(cuts))
+        own, self.indices = (shares[0], shares[1:]) if split else ((0, 0), shares)
+        self.own, self.spin = Episodes(recipe, range(*own)), SPIN if split else 0.0
+        self.watchdog: Watchdog | None = None
         self.processes: list[subprocess.Popen] = []
         self.sockets: list[socket.socket] = []
         self.number, self.length = np.full(num_envs, -1), np.zeros(num_envs, int)
@@ -60,6 +79,8 @@ class AsyncEnvs:
             self._start(observation.space.shape, observation.space.dtype)
         except BaseException:
             self._kill()
+            if self.watchdog:
+                self.watchdog.close()
             raise
 
     def _start(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
@@ -75,7 +96,12 @@ class AsyncEnvs:
         memory = memory_file(fields)
         self.actions, self.obs, self.reward, self.terminated, self.truncated, self.at = shared(memory, fields)
         self.at[:] = [first for first, _ in self.indices]
+        k = len(self.own.all)
+        here = (self.obs[:k], self.reward[:k], self.terminated[:k], self.truncated[:k])
+        self.own.attach(*here, np.zeros(1, np.int64))
+        self.watchdog = Watchdog(self.own, self.recipe.timeout) if k else None
         job = {"recipe": self.recipe.to_dict(), "fields": fields, "memory": memory, "parent": os.getpid()}
+        job["spin"] = self.spin
         job["from_main_thread"] = threading.current_thread() is threading.main_thread()
         for worker, indices in enumerate(self.indices):
             self._spawn(memory, {**job, "worker": worker, "indices": indices})
@@ -98,7 +124,7 @@ class AsyncEnvs:
         send(ours, b"j", json.dumps(job).encode())
 
     def reset(self) -> np.ndarray:
-        self._ask(b"r", "reset")
+        self._ask(b"r", "reset", self.own.reset)
         self.number += 1
         self.length[:], self.done[:] = 0, False
         return self.obs
@@ -108,12 +134,14 @@ class AsyncEnvs:
         self.number += self.done
         self.length += 1
         self.length[self.done] = 0
-        self._ask(b"s", "step")
+        mine = self.actions[: len(self.own.all)].copy()  # the memory is written again before the next step
+        self._ask(b"s", "step", lambda: self.own.step(mine))
         self.done = self.terminated | self.truncated
         return self.obs, self.reward, self.terminated, self.truncated
 
     def snapshot(self) -> dict[str, Any]:
-        space, numbers, actions = self.raw_action_space, [], []
+        space = self.raw_action_space
+        numbers, actions = self.own.snapshot() if self.own.all else ([], [])
         for reply in self._ask(b"n", "snapshot"):
             part = unpack_positions(reply, space.shape, space.dtype)
             numbers += part[0]
@@ -123,13 +151,19 @@ class AsyncEnvs:
     def restore(self, snapshot: dict[str, Any]) -> tuple[np.ndarray, list[int]]:
         numbers, actions, obs = unpack(snapshot, self.num_envs, self.obs, self.raw_action_space)
         self.number, self.length = snapshot["episode"].copy(), snapshot["length"].copy()
-        parts = [pack_positions(numbers[a:b], actions[a:b]) for a, b in self.indices]
+        parts, k = [pack_positions(numbers[a:b], actions[a:b]) for a, b in self.indices], len(self.own.all)
         # A replay is many steps, each of which may take its time.
-        self._ask(b"p", "replay", parts, patience=self.recipe.timeout * (1 + int(self.length.max())))
+        self._ask(
+            b"p", "replay", lambda: self.own.replay(numbers[:k], actions[:k]), parts,
+            patience=self.recipe.timeout * (1 + int(self.length.max())),
+        )  # fmt: skip
         self.done = self.terminated | self.truncated
         return self.obs, differing(self.obs, obs)
 
     def close(self) -> None:
+        if self.watchdog:
+            self.watchdog.close()
+        self.own.close()
         for sock in self.sockets:
             sock.close()
         for process in self.processes:
@@ -148,16 +182,24 @@ class AsyncEnvs:
         self.processes, self.sockets = [], []
 
     def _ask(
-        self, kind: bytes, doing: str, payloads: list[bytes] | None = None, patience: float | None = None
-    ) -> list[bytes]:
-        """One command to every worker; their answers."""
-        if not self.sockets:
+        self, kind: bytes, doing: str, here: Callable[[], object] = lambda: None,
+        payloads: list[bytes] | None = None, patience: float | None = None,
+    ) -> list[bytes]:  # fmt: skip
+        """One command to every worker; their answers. `here` is done by this process meanwhile."""
+        if len(self.sockets) < len(self.indices):
             raise EnvError(f"{self.recipe.id}: its worker processes have ended")
         for worker, sock in enumerate(self.sockets):
             try:
                 send(sock, kind, payloads[worker] if payloads else b"")
             except OSError as error:
                 raise self._dead(worker, doing) from error
+        if self.watchdog:
+            try:
+                with self.watchdog:
+                    here()
+            except BaseException:
+                self._kill()
+                raise
         return self._wait(f"{doing} did not return", patience or self.recipe.timeout, doing)
 
     def _wait(self, hung: str, patience: float, doing: str = "start") -> list[bytes]:
@@ -169,7 +211,7 @@ class AsyncEnvs:
             poll.register(fd, select.POLLIN | select.POLLHUP)
         before = None
         while waiting:
-            ready = poll.poll(patience * 1000)
+            ready = ready_soon(poll, self.spin) or poll.poll(patience * 1000)
             if not ready:
                 now = self.at.tolist()
                 stuck = [w for w in waiting.values() if before is not None and before[w] == now[w]]
