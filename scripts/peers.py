@@ -4,9 +4,9 @@
     python scripts/peers.py tianshou Hopper-v5 300000 --seed 3 --normalize --evaluate 20
     pip install "rl-natgrad[bench]"                              brings them
 
-8 environments × 256 steps, 64×64 tanh, δ = 0.01, 10 CG iterations, γ = 0.99, λ = 0.95, one thread.  All else is as
-these libraries have it: sb3-contrib fits its critic by 10 epochs of Adam on minibatches of 128; tianshou by 20 steps on
-the whole batch, and starts and scales its networks as in its own MuJoCo example.
+8 environments × 256 steps, 64×64 tanh, δ = 0.01, 10 CG iterations, γ = 0.99, λ = 0.95, one thread.  All else is
+as these libraries have it: sb3-contrib fits its critic by 10 epochs of Adam on minibatches of 128; tianshou by 20
+steps on the whole batch, and starts and scales its networks as in its own MuJoCo example.
 """
 
 import argparse

@@ -50,6 +50,7 @@ def test_metric_is_the_hessian_of_kl_and_root_its_factor(head):
         hessian = torch.autograd.functional.hessian(lambda new, old=old: kl(head, old, new[None])[0], z[n])
         close(metric[n], hessian, 1e-10)
     root = head.root(z)
+    assert root.shape == (*z.shape, head.rank)
     close(root @ root.mT, metric)
 
 

@@ -10,6 +10,7 @@ from oracles import DISCRETE, HEADS, make_policy, make_problem, randn
 from rl_natgrad.algos.npg import npg
 from rl_natgrad.algos.problem import Problem
 from rl_natgrad.algos.trpo import trpo
+from rl_natgrad.optim.fisher import Along
 from rl_natgrad.optim.solvers import cholesky, identity, pinv
 from rl_natgrad.policy.heads import DiagGaussian
 
@@ -53,6 +54,9 @@ class LinearizedInPhi:
 
     def vjp(self, u):
         return self.A.T @ self.lin.vjp(u)
+
+    def along(self, b):
+        return Along(self, b)
 
     def jacobian(self):
         return self.lin.jacobian() @ self.A

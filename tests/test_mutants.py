@@ -72,8 +72,11 @@ MUTANTS = {  # name: (file, what it says, what the mutant says, tests that must 
     "fisher rows without 1/√N": ("optim/fisher.py", " / len(J) ** 0.5", "", "fisher"),
     "fisher without its metric": ("optim/fisher.py", "self.metric(Jv) / len(Jv)", "Jv / len(Jv)", "fisher"),
     "outer product of summed scores": (
-        "optim/fisher.py", "return score * (score * v).sum(-1, keepdim=True)",
-        "return score.mean(0) * (score.mean(0) * v).sum(-1, keepdim=True)", "fisher"),
+        "optim/fisher.py", "GaussNewton(lin.along(b), lambda v: v,",
+        "GaussNewton(lin.along(b), lambda v: v.mean(0).expand_as(v),", "fisher"),
+    "signals of a product not those of its weights": (
+        "policy/mlp.py", "self._signals = lin.signals(_raw(b))",
+        "self._signals = lin.signals(_raw(torch.ones_like(b)))", "networks"),
     "gaussian kl averaged over dimensions": (
         "policy/heads.py", "(variance_ratio + quadratic - 1)).sum(-1)",
         "(variance_ratio + quadratic - 1)).mean(-1)",

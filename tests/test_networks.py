@@ -5,6 +5,7 @@ from oracles import randn, reference_forward, rng
 from torch import nn
 
 from rl_natgrad.optim.fisher import GaussNewton
+from rl_natgrad.policy import mlp
 from rl_natgrad.policy.mlp import MLP
 from rl_natgrad.policy.networks import ModuleNetwork, WithFree, cnn
 
@@ -59,25 +60,43 @@ def oracle(net, theta, x):
     return torch.func.functional_call(body.module, named, (x,))
 
 
-@each_network
-def test_linearization_equals_torch_func(make):
-    net = make()
-    theta, x = 0.8 * randn(0, net.size), inputs(net)
-    def f(t):
-        return oracle(net, t, x)
-
-    lin, v = net.linearize(theta, x), randn(2, net.size)
+def check_linearization(lin, f, theta, N):
+    """`lin` against what torch.func makes of f(θ) → (N, K)."""
+    v = randn(2, len(theta))
     z, Jv = torch.func.jvp(f, (theta,), (v,))
     u = randn(3, *z.shape)
     J = torch.func.jacrev(f)(theta)
-    assert lin.size == net.size == len(theta)
+    assert lin.size == len(theta) and len(z) == N
     for mine, theirs in (
         (lin.z, z), (lin.jvp(v), Jv), (lin.vjp(u), torch.func.vjp(f, theta)[1](u)[0]), (lin.jacobian(), J),
-        (net.forward(theta, x), z),
     ):  # fmt: skip
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
     # And it can be asked again, in any order: the graph is kept.
     torch.testing.assert_close(lin.jvp(-2 * v), -2 * Jv, rtol=1e-10, atol=1e-10)
+
+
+@each_network
+def test_linearization_equals_torch_func(make):
+    net = make()
+    theta, x = 0.8 * randn(0, net.size), inputs(net)
+    check_linearization(net.linearize(theta, x), lambda t: oracle(net, t, x), theta, 7)
+    torch.testing.assert_close(net.forward(theta, x), oracle(net, theta, x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("chunk", [10**9, 7, 3, 1])
+@each_network
+def test_outputs_along_given_weights(make, chunk, monkeypatch):
+    monkeypatch.setattr(mlp, "CHUNK", chunk)
+    net = make()
+    theta, x = 0.8 * randn(0, net.size), inputs(net)
+    lin = net.linearize(theta, x)
+    b, c = randn(4, *lin.z.shape), randn(5, 7, 1)
+    check_linearization(lin, lambda t: oracle(net, t, x), theta, 7)
+    for along, weights in ((lin.along(b), b), (lin.along(b).along(c), b * c)):
+        def f(t, weights=weights):
+            return (weights * oracle(net, t, x)).sum(-1, keepdim=True)
+
+        check_linearization(along, f, theta, 7)
 
 
 @each_network
@@ -94,8 +113,9 @@ def test_forward_is_differentiable_in_theta(make):
 
 @each_network
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_forward_without_gradient_equals_the_linearizations_outputs_bit_for_bit(make, dtype):
+def test_forward_without_gradient_equals_the_linearizations_outputs_bit_for_bit(make, dtype, monkeypatch):
     # So the ratio at θ_old is exactly 1, and the KL exactly 0.
+    monkeypatch.setattr(mlp, "CHUNK", 30)
     torch.set_default_dtype(dtype)
     net = make()
     if hasattr(getattr(net, "net", net), "module"):

@@ -28,7 +28,9 @@ RECIPES = {
     "split": ["algo=trpo", "env.backend=split"],
 }
 BIG = "reinforce", "pg-adam", "npg-cg", "trpo-gauss_newton"
-FAST = (*BIG, "pg-momentum", "critic-lbfgs", "critic-trust_region", "sampled-fisher", "evaluated", "async", "split")
+FAST = (
+    *BIG, "pg-momentum", "critic-lbfgs", "critic-trust_region", "sampled-fisher", "evaluated", "async", "split",
+)  # fmt: skip
 
 
 def whole(monkeypatch, runs_dir, *words, every=1):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rl_natgrad.algos.problem import Batch
 from rl_natgrad.optim.first_order import Adam
-from rl_natgrad.optim.fisher import GaussNewton, Linearization
+from rl_natgrad.optim.fisher import Linearization, outer
 from rl_natgrad.optim.solvers import cg
 from rl_natgrad.optim.steps import backtrack, kl_constrained_step
 
@@ -173,8 +173,7 @@ class TrustRegionFit(Stateless):
         lin = net.linearize(theta, x)
         error = lin.z - target
         precision = 1 / float((error * error).mean().clamp(min=1e-12))
-        root = lin.z.new_full((*lin.z.shape, 1), precision**0.5)
-        fisher = GaussNewton(lin, partial(torch.mul, precision), lambda: root)
+        fisher = outer(lin, torch.full_like(lin.z, precision**0.5))
 
         @torch.no_grad()
         def evaluate(theta: Tensor) -> tuple[float, float]:

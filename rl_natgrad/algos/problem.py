@@ -17,6 +17,8 @@ from rl_natgrad.optim.steps import Step
 class Head(Protocol):
     """What a problem needs of a policy's head; z (N, K), actions (N, *A)."""
 
+    rank: int
+
     def log_prob(self, z: Tensor, action: Tensor) -> Tensor: ...
     def entropy(self, z: Tensor) -> Tensor: ...
     def kl(self, z: Tensor, z_new: Tensor) -> Tensor: ...
@@ -124,11 +126,13 @@ class Problem:
         z_old = lin.z
         match self.fisher_name:
             case "gauss_newton":
+                if head.rank == 1:
+                    return fishers.outer(lin, head.root(z_old).squeeze(-1))
                 return fishers.GaussNewton(lin, head.metric(z_old), lambda: head.root(z_old))
             case "empirical":
                 z = z_old.detach().requires_grad_()
                 score = torch.autograd.grad(head.log_prob(z, action).sum(), z)[0]
-                return fishers.empirical(lin, score)
+                return fishers.outer(lin, score)
             case "kl_hessian":
                 def kl(theta: Tensor) -> Tensor:
                     return head.kl(z_old, self.policy.forward(theta, obs)).mean()

@@ -24,8 +24,39 @@ class Linearization(Protocol):
     def vjp(self, u: Tensor) -> Tensor:
         """Jᵀ u, summed over samples: (N, K) → (P,)."""
 
+    def along(self, b: Tensor) -> "Linearization":
+        """The one output bᵀz: (N, 1), for weights b (N, K) that do not move with θ."""
+
     def jacobian(self) -> Tensor:
         """J itself: (N, K, P)."""
+
+
+@dataclass(frozen=True)
+class Along:
+    """bᵀz + bᵀJ dθ, of any linearisation."""
+
+    lin: Linearization
+    b: Tensor
+
+    @property
+    def z(self) -> Tensor:
+        return (self.b * self.lin.z).sum(-1, keepdim=True)
+
+    @property
+    def size(self) -> int:
+        return self.lin.size
+
+    def jvp(self, v: Tensor) -> Tensor:
+        return (self.b * self.lin.jvp(v)).sum(-1, keepdim=True)
+
+    def vjp(self, u: Tensor) -> Tensor:
+        return self.lin.vjp(self.b * u)
+
+    def along(self, b: Tensor) -> "Along":
+        return Along(self.lin, b * self.b)
+
+    def jacobian(self) -> Tensor:
+        return torch.einsum("nk,nkp->np", self.b, self.lin.jacobian()).unsqueeze(1)
 
 
 class Fisher(Protocol):
@@ -76,19 +107,14 @@ class GaussNewton:
         return R.T @ R
 
 
-def empirical(lin: Linearization, score: Tensor) -> GaussNewton:
-    """F = E[s sᵀ], s = Jᵀ ∇_z log π(a|s): the second moment of the scores of the *sampled* actions.
+def outer(lin: Linearization, b: Tensor) -> GaussNewton:
+    """F = E[g gᵀ], g = Jᵀ b: Gauss–Newton for a metric of rank one, M = b bᵀ with b (N, K).
 
+    With b = ∇_z log π(a|s) this is the empirical Fisher, the second moment of the scores of the *sampled* actions.
     Its mean over actions is the true Fisher; on one sample of actions it is noisier, and biased as a
     curvature once advantages are weighted in (Kunstner et al. 2019).
-
-    Args: score: ∇_z log π(a|s) (N, K).
     """
-
-    def metric(v: Tensor) -> Tensor:
-        return score * (score * v).sum(-1, keepdim=True)
-
-    return GaussNewton(lin, metric, lambda: score.unsqueeze(-1))
+    return GaussNewton(lin.along(b), lambda v: v, lambda: torch.ones_like(b[:, :1, None]))
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ class Head(Protocol):
     """K, distribution parameters per state."""
     free: int
     """The last `free` of them do not depend on the state: they are parameters in θ, not network outputs."""
+    rank: int
+    """R, columns of the metric's root."""
 
     def log_prob(self, z: Tensor, action: Tensor) -> Tensor: ...  # (N,)
     def entropy(self, z: Tensor) -> Tensor: ...  # (N,) nats
@@ -54,6 +56,10 @@ class Categorical:
     def size(self) -> int:
         return self.n
 
+    @property
+    def rank(self) -> int:
+        return 1 if self.n == 2 else self.n
+
     def log_prob(self, z, action):
         return z.log_softmax(-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
 
@@ -75,7 +81,11 @@ class Categorical:
         return product
 
     def root(self, z):
-        p = z.softmax(-1)  # B = diag(√p) − p √pᵀ, since √pᵀ√p = 1
+        p = z.softmax(-1)
+        if self.n == 2:  # M = p₀p₁ [1, −1]ᵀ[1, −1]
+            one = p.prod(-1, keepdim=True).sqrt()
+            return torch.cat([one, -one], -1).unsqueeze(-1)
+        # B = diag(√p) − p √pᵀ, since √pᵀ√p = 1
         return torch.diag_embed(p.sqrt()) - p.unsqueeze(-1) * p.sqrt().unsqueeze(-2)
 
     def noise(self, rng, shape):
@@ -99,6 +109,10 @@ class MultiDiscrete:
     def size(self) -> int:
         return sum(self.nvec)
 
+    @property
+    def rank(self) -> int:
+        return sum(c.rank for c in map(Categorical, self.nvec))
+
     def _parts(self, *zs: Tensor):
         """(Categorical, its slice of each z), one per dimension."""
         return zip(map(Categorical, self.nvec), *(z.split(self.nvec, -1) for z in zs), strict=True)
@@ -121,11 +135,11 @@ class MultiDiscrete:
         return product
 
     def root(self, z):
-        root = z.new_zeros(*z.shape, self.size)
-        end = 0
+        root = z.new_zeros(*z.shape, self.rank)
+        row = column = 0
         for c, zd in self._parts(z):
-            start, end = end, end + c.n
-            root[..., start:end, start:end] = c.root(zd)
+            root[..., row : row + c.n, column : column + c.rank] = c.root(zd)
+            row, column = row + c.n, column + c.rank
         return root
 
     def noise(self, rng, shape):
@@ -148,6 +162,10 @@ class Bernoulli:
 
     @property
     def size(self) -> int:
+        return self.n
+
+    @property
+    def rank(self) -> int:
         return self.n
 
     def log_prob(self, z, action):
@@ -195,6 +213,10 @@ class DiagGaussian:
     @property
     def free(self) -> int:
         return self.n
+
+    @property
+    def rank(self) -> int:
+        return 2 * self.n
 
     def log_prob(self, z, action):
         mu, log_sigma = z.chunk(2, -1)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rl_natgrad.optim.fisher import Linearization
+from rl_natgrad.optim.fisher import Along, Linearization
 
 Forward = Callable[[NDArray], NDArray]
 
@@ -57,6 +57,9 @@ class AutogradLinearization:
 
     def vjp(self, u: Tensor) -> Tensor:
         return torch.autograd.grad(self._z, self._theta, u, retain_graph=True)[0]
+
+    def along(self, b: Tensor) -> Along:
+        return Along(self, b)
 
 
 class ModuleNetwork:
@@ -184,6 +187,9 @@ class LinearizedWithFree:
 
     def vjp(self, u: Tensor) -> Tensor:
         return torch.cat([self.lin.vjp(u[:, : -self.n].contiguous()), u[:, -self.n :].sum(0)])
+
+    def along(self, b: Tensor) -> Along:
+        return Along(self, b)
 
     def jacobian(self) -> Tensor:
         J = self.z.new_zeros(*self.z.shape, self.size)
