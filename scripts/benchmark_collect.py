@@ -16,6 +16,7 @@ from collections.abc import Callable
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+import peers
 import torch
 from gymnasium import make as make_env
 
@@ -84,58 +85,16 @@ def gymnasium(env: str, num_envs: int) -> Round:
     return lambda: timed(work)
 
 
-def sb3(env: str, num_envs: int) -> Round:
-    """sb3-contrib's TRPO: collect_rollouts of its default policy (64 × 64 tanh)."""
-    from sb3_contrib import TRPO
-    from stable_baselines3.common.env_util import make_vec_env
+def peer(name: str) -> Callable[[str, int], Round]:
+    """Rounds of another library's own collection, with its default policy (64 × 64 tanh)."""
 
-    vec = make_vec_env(config.load([f"env={env}"]).env.id, num_envs)
-    model = TRPO("MlpPolicy", vec, n_steps=HORIZON, device="cpu", seed=0)
-    _, callback = model._setup_learn(10**9)
-    callback.on_training_start({}, {})
+    def rounds(env: str, num_envs: int) -> Round:
+        id = config.load([f"env={env}"]).env.id
+        work = peers.PEERS[name](id, 0, peers.Settings(num_envs, HORIZON)).collect()
+        return lambda: timed(work)
 
-    def work() -> int:
-        model.collect_rollouts(model.env, callback, model.rollout_buffer, HORIZON)
-        return HORIZON * num_envs
-
-    return lambda: timed(work)
-
-
-def tianshou(env: str, num_envs: int) -> Round:
-    """tianshou's Collector with its on-policy actor (64 × 64 tanh) and vector buffer."""
-    from tianshou.algorithm.modelfree.reinforce import ProbabilisticActorPolicy
-    from tianshou.data import Collector as TianshouCollector
-    from tianshou.data import VectorReplayBuffer
-    from tianshou.env import DummyVectorEnv
-    from tianshou.utils.net.common import Net
-    from tianshou.utils.net.continuous import ContinuousActorProbabilistic
-    from tianshou.utils.net.discrete import DiscreteActor, dist_fn_categorical_from_logits
-    from torch.distributions import Independent, Normal
-
-    id = config.load([f"env={env}"]).env.id
-    one = make_env(id)
-    body = Net(state_shape=one.observation_space.shape, hidden_sizes=[64, 64], activation=torch.nn.Tanh)
-    if hasattr(one.action_space, "n"):
-        actor = DiscreteActor(preprocess_net=body, action_shape=(one.action_space.n,), softmax_output=False)
-        dist, scaled = dist_fn_categorical_from_logits, {"action_scaling": False}
-    else:
-        shape = one.action_space.shape
-        actor = ContinuousActorProbabilistic(preprocess_net=body, action_shape=shape, unbounded=True)
-        scaled = {}
-
-        def dist(loc_scale):
-            return Independent(Normal(*loc_scale), 1)
-
-    policy = ProbabilisticActorPolicy(actor=actor, dist_fn=dist, action_space=one.action_space, **scaled)
-    vec = DummyVectorEnv([lambda: make_env(id)] * num_envs)
-    collector = TianshouCollector(policy, vec, VectorReplayBuffer(HORIZON * num_envs * 2, num_envs))
-    collector.reset()
-
-    def work() -> int:
-        with torch.no_grad():
-            return collector.collect(n_step=HORIZON * num_envs).n_collected_steps
-
-    return lambda: timed(work)
+    rounds.__name__ = name
+    return rounds
 
 
 def fastest(rounds: dict[tuple, Round], seconds: float) -> dict[tuple, float]:
@@ -163,11 +122,11 @@ def benchmark(env: str, num_envs: int, backends: list[str], seconds: float) -> l
             continue
         closing.append(close)
         rounds |= {(backend, what): one for what, one in mine.items()}
-    for peer in (gymnasium, sb3, tianshou):
+    for made in (gymnasium, peer("sb3"), peer("tianshou")):
         try:
-            rounds[peer.__name__, "raw" if peer is gymnasium else "collect"] = peer(env, num_envs)
+            rounds[made.__name__, "raw" if made is gymnasium else "collect"] = made(env, num_envs)
         except ImportError as error:
-            print(f"left out: {peer.__name__}: {error}")
+            print(f"left out: {made.__name__}: {error}")
     best = fastest(rounds, seconds)
     for close in closing:
         close()

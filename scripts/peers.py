@@ -14,7 +14,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -22,8 +22,14 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-NUM_ENVS, HORIZON = 8, 256
-ACTOR = {"gamma": 0.99, "gae_lambda": 0.95}
+
+
+class Settings(NamedTuple):
+    num_envs: int = 8
+    horizon: int = 256
+    delta: float = 0.01
+    gamma: float = 0.99
+    normalize: bool = False  # observations, by running statistics
 
 
 class Clock:
@@ -58,16 +64,16 @@ class Clock:
 class Sb3:
     """sb3-contrib's TRPO with its default networks (64 × 64 tanh)."""
 
-    def __init__(self, env: str, seed: int, normalize: bool = False, num_envs: int = NUM_ENVS, delta: float = 0.01):
+    def __init__(self, env: str, seed: int, settings: Settings):
         from sb3_contrib import TRPO
         from stable_baselines3.common.env_util import make_vec_env
         from stable_baselines3.common.vec_env import VecNormalize
 
-        vec = make_vec_env(env, num_envs, seed=seed)
-        self.env = VecNormalize(vec, norm_reward=False) if normalize else vec
+        vec = make_vec_env(env, settings.num_envs, seed=seed)
+        self.env = VecNormalize(vec, norm_reward=False) if settings.normalize else vec
         self.model = TRPO(
-            "MlpPolicy", self.env, n_steps=HORIZON, seed=seed, device="cpu", cg_max_steps=10, target_kl=delta,
-            n_critic_updates=10, batch_size=128, **ACTOR,
+            "MlpPolicy", self.env, n_steps=settings.horizon, seed=seed, device="cpu", cg_max_steps=10,
+            target_kl=settings.delta, gamma=settings.gamma, gae_lambda=0.95, n_critic_updates=10, batch_size=128,
         )  # fmt: skip
 
     def collect(self) -> Callable[[], int]:
@@ -77,8 +83,8 @@ class Sb3:
         callback.on_training_start({}, {})
 
         def work() -> int:
-            model.collect_rollouts(model.env, callback, model.rollout_buffer, HORIZON)
-            return HORIZON * self.env.num_envs
+            model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+            return model.n_steps * self.env.num_envs
 
         return work
 
@@ -122,7 +128,7 @@ class Sb3:
 class Tianshou:
     """tianshou's TRPO, networks and their start as in its examples/mujoco/mujoco_trpo.py."""
 
-    def __init__(self, env: str, seed: int, normalize: bool = False, num_envs: int = NUM_ENVS, delta: float = 0.01):
+    def __init__(self, env: str, seed: int, settings: Settings):
         from tianshou.algorithm import TRPO
         from tianshou.algorithm.modelfree.reinforce import ProbabilisticActorPolicy
         from tianshou.algorithm.optim import AdamOptimizerFactory
@@ -165,14 +171,15 @@ class Tianshou:
                 module.weight.data.mul_(0.01)
         policy = ProbabilisticActorPolicy(actor=actor, dist_fn=dist, action_space=one.action_space, **options)
         self.algorithm = TRPO(
-            policy=policy, critic=critic, optim=AdamOptimizerFactory(lr=1e-3), max_kl=delta, backtrack_coeff=0.8,
-            max_backtracks=10, optim_critic_iters=20, advantage_normalization=True, **ACTOR,
+            policy=policy, critic=critic, optim=AdamOptimizerFactory(lr=1e-3), max_kl=settings.delta,
+            backtrack_coeff=0.8, max_backtracks=10, optim_critic_iters=20, advantage_normalization=True,
+            gamma=settings.gamma, gae_lambda=0.95,
         )  # fmt: skip
-        vec = DummyVectorEnv([lambda: gym.make(env)] * num_envs)
+        vec = DummyVectorEnv([lambda: gym.make(env)] * settings.num_envs)
         vec.seed(seed)
-        self.env = VectorEnvNormObs(vec) if normalize else vec
-        self.batch = HORIZON * num_envs
-        self.collector = Collector(policy, self.env, VectorReplayBuffer(self.batch * 2, num_envs))
+        self.env = VectorEnvNormObs(vec) if settings.normalize else vec
+        self.batch = settings.horizon * settings.num_envs
+        self.collector = Collector(policy, self.env, VectorReplayBuffer(self.batch * 2, settings.num_envs))
 
     def collect(self) -> Callable[[], int]:
         """One rollout. Returns its steps."""
@@ -251,13 +258,16 @@ def main() -> None:
     parser.add_argument("env", help="an id of Gymnasium")
     parser.add_argument("steps", type=int)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--delta", type=float, default=0.01, help="KL radius")
+    parser.add_argument("--horizon", type=int, default=256, help="steps per environment per update")
+    parser.add_argument("--delta", type=float, default=0.01, help="KL radius, in the library's own unit")
+    parser.add_argument("--gamma", type=float, default=0.99, help="discount")
     parser.add_argument("--normalize", action="store_true", help="observations, by running statistics")
     parser.add_argument("--evaluate", type=int, default=0, help="episodes at the end, most likely actions")
     args = parser.parse_args()
     torch.set_num_threads(1)
     clock, start = Clock(), time.perf_counter()
-    peer = PEERS[args.peer](args.env, args.seed, args.normalize, delta=args.delta)
+    settings = Settings(horizon=args.horizon, delta=args.delta, gamma=args.gamma, normalize=args.normalize)
+    peer = PEERS[args.peer](args.env, args.seed, settings)
     peer.train(args.steps, clock)
     took = time.perf_counter() - start
     result = {"steps": clock.rows[-1][0], "seconds": took, **clock.seconds, "rows": clock.rows}

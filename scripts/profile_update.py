@@ -3,9 +3,9 @@
     python scripts/profile_update.py                      N = 2048, 5000, 25000 samples, 64×64 tanh, one thread
     python scripts/profile_update.py 2048 --hidden 256 256 --env HalfCheetah
 
-floor: 8·P·N operations of a Fisher product (J and Jᵀ, two matrix products each per layer), at the rate that the
-better of torch and numpy has in an (N, 64)·(64, 64) product of the same run.  A metric of rank one (two actions, one
-output) needs half of them.  Rounds of all rows alternate; medians.
+floor: 8·P·N operations of a Fisher product (J and Jᵀ, two matrix products each per layer), at the rate that
+the better of torch and numpy has in an (N, 64)·(64, 64) product of the same run.  A metric of rank one (two
+actions, or one output) needs half of them.  Rounds of all rows alternate; medians.
 """
 
 import argparse
