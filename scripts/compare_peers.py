@@ -4,7 +4,7 @@
     pip install "rl-natgrad[bench]"            brings the peers (see scripts/peers.py)
 
 All have the same networks, batch, γ, λ, 10 CG iterations and normalised observations, and each its own critic
-fit.  δ means the same too: sb3-contrib's KL is a mean over action dimensions, so there it is divided by their number.
+fit.  δ means the same too: sb3-contrib's KL is a mean over action dimensions, so there it is divided by these.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def finished(runs: Path) -> dict[tuple[str, str, int], tuple[float, float]]:
 
 
 def train(who: str, env: str, seed: int, runs: Path) -> None:
-    done = subprocess.run(command(who, env, seed, runs), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command(who, env, seed, runs), capture_output=True, text=True)
     if done.returncode:
         print(f"failed  {who} {env} seed {seed}: {done.stderr.splitlines()[-1:]}", file=sys.stderr, flush=True)
     elif who != OURS:

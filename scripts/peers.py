@@ -23,7 +23,6 @@ import numpy as np
 import torch
 
 
-
 class Settings(NamedTuple):
     num_envs: int = 8
     horizon: int = 256
