@@ -2,9 +2,9 @@
 
     python scripts/wall_clock.py [--seeds 10] [--budget 300000]
 
-PG gets the best of five learning rates and three batch sizes: all are tried with three seeds, the three fastest then
-run beside TRPO with its defaults, one process at a time, taking turns.  A run that does not get there counts with the
-time of its whole budget.  Medians over seeds.
+PG gets the best of five learning rates and three batch sizes: all are tried with three seeds, the three fastest
+then run beside TRPO with its defaults, one process at a time, taking turns.  A run that does not get there counts
+with the time of its whole budget.  Medians over seeds.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def run(words: tuple[str, ...], seed: int, budget: int) -> Reached:
 
 
 def summary(name: str, runs: list[Reached]) -> str:
-    seconds, steps, updates = (statistics.median(getattr(r, f) for r in runs) for f in ("seconds", "steps", "updates"))
+    seconds, steps, updates, _ = map(statistics.median, zip(*runs, strict=True))
     there = sum(r.there for r in runs)
     each = " ".join(f"{r.seconds:.1f}{'' if r.there else '*'}" for r in runs)
     return f"| {name} | {seconds:.1f} | {there} of {len(runs)} | {steps:,.0f} | {updates:,.0f} | {each} |"
