@@ -1,4 +1,4 @@
-"""Seconds from the shell to --help and to the first environment step, beside the bare imports; medians, alternating.
+"""Seconds from the shell to --help and to the first environment step, beside the bare imports; medians.
 
     python scripts/benchmark_startup.py [rounds]
 """

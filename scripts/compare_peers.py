@@ -117,12 +117,13 @@ def table(found: dict, envs: list[str], column: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--env", nargs="+", default=list(TASKS), choices=TASKS)
+    parser.add_argument("--who", nargs="+", default=[OURS, *PEERS], choices=[OURS, *PEERS], help="trains these")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs/peers"))
     args = parser.parse_args()
     known = finished(args.runs)
-    jobs = [(who, env, seed) for env in args.env for seed in range(args.seeds) for who in (OURS, *PEERS)]
+    jobs = [(who, env, seed) for env in args.env for seed in range(args.seeds) for who in args.who]
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(lambda job: train(*job, args.runs), [job for job in jobs if job not in known]))
     found = finished(args.runs)
