@@ -130,6 +130,7 @@ class Cg(Section):
     damping: NonNegative
     max_iter: Count
     tol: NonNegative
+    float64: bool
 
 
 class Cholesky(Section):

@@ -93,6 +93,7 @@ class Training:
             self.policy, batch, rows=self._fisher_rows(len(batch.obs)),
             fisher_name=cfg.fisher.name if cfg.fisher else "gauss_newton",
             entropy_coef=getattr(cfg.algo, "entropy_coef", 0.0),
+            float64=getattr(cfg.solver, "float64", False),
         )  # fmt: skip
         update = self.learner(problem)
         self.policy.load(update.theta)

@@ -40,7 +40,7 @@ def test_fisher_product_equals_the_cpus():
     for device in ("cpu", "cuda"):
         training = Training(config.load(["env=Pendulum", f"device={device}", *SMALL]))
         obs = torch.from_numpy(np.random.default_rng(0).normal(size=(500, 3)).astype(np.float32)).to(device)
-        lin = training.policy.linearize(obs)
+        lin = training.policy.linearize(training.policy.theta, obs)
         v = torch.ones(lin.size, device=device) / lin.size
         products[device] = lin.vjp(training.policy.head.metric(lin.z)(lin.jvp(v))).cpu()
         training.close()

@@ -32,8 +32,8 @@ class Reparametrised:
     def forward(self, phi, obs):
         return self.policy.forward(self.A @ phi, obs)
 
-    def linearize(self, obs):
-        return LinearizedInPhi(self.policy.linearize(obs), self.A)
+    def linearize(self, theta, obs):
+        return LinearizedInPhi(self.policy.linearize(self.A @ theta, obs), self.A)
 
 
 @dataclass(frozen=True)

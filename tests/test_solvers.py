@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -244,3 +245,24 @@ def test_a_float32_problem_gets_a_float32_answer(solver):
     assert s.x.dtype == torch.float32
     x, _ = damped_oracle(F.A, b, 0.1)
     assert (s.x - x).norm() < 1e-5 * x.norm()
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize("fisher_name", ["gauss_newton", "kl_hessian", "empirical"])
+def test_cg_in_double_precision_solves_a_float32_problem_to_float32s_last_digits(head, fisher_name):
+    double = make_problem(head, N=200, fisher_name=fisher_name)
+    x = cg(double.fisher(), -double.grad(), damping=1e-3, max_iter=500, tol=1e-12).x
+    torch.set_default_dtype(torch.float32)
+    policy, batch = double.policy, double.batch
+    single = replace(
+        double, policy=replace(policy, theta=policy.theta.float()),
+        batch=replace(batch, obs=batch.obs.float(), adv=batch.adv.float()),
+    )  # fmt: skip
+    errors = []
+    for float64 in (True, False):
+        problem = replace(single, float64=float64)
+        options = {"damping": 1e-3, "max_iter": 500, "tol": 1e-12 if float64 else 1e-6, "float64": float64}
+        solution = cg(problem.fisher(), -double.grad().float(), **options)
+        assert solution.ok and solution.x.dtype == torch.float32
+        errors.append(float((solution.x - x).norm() / x.norm()))
+    assert errors[0] < 1e-4 and errors[0] < errors[1] / 3, errors

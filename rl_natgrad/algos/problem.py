@@ -31,7 +31,7 @@ class Policy(Protocol):
     head: Head
 
     def forward(self, theta: Tensor, obs: Tensor) -> Tensor: ...
-    def linearize(self, obs: Tensor) -> Linearization: ...
+    def linearize(self, theta: Tensor, obs: Tensor) -> Linearization: ...
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Problem:
         kl(θ)   =  E[ KL(π_old(·|s) ‖ π_θ(·|s)) ]                           nats
 
     Args: fisher: "gauss_newton", "kl_hessian" or "empirical".  rows: indices (M,) of the samples that
-          serve the Fisher; None for all.  entropy_coef: c ≥ 0.
+          serve the Fisher; None for all.  entropy_coef: c ≥ 0.  float64: the Fisher's products are.
     """
 
     policy: Policy
@@ -70,6 +70,7 @@ class Problem:
     fisher_name: str = "gauss_newton"
     rows: Tensor | None = None
     entropy_coef: float = 0.0
+    float64: bool = False
 
     @property
     def theta(self) -> Tensor:
@@ -79,7 +80,7 @@ class Problem:
     @cached_property
     def lin(self) -> Linearization:
         """z + J dθ around θ_old; lin.z are the old policy's outputs (N, K)."""
-        return self.policy.linearize(self.batch.obs)
+        return self.policy.linearize(self.theta, self.batch.obs)
 
     @cached_property
     def log_prob(self) -> Tensor:
@@ -119,10 +120,15 @@ class Problem:
 
     def fisher(self) -> Fisher:
         """F at θ_old, as a mean over the Fisher's samples."""
-        head, obs, action, lin = self.policy.head, self.batch.obs, self.batch.action, self.lin
+        obs, action = self.batch.obs, self.batch.action
         if self.rows is not None:
             obs, action = obs[self.rows], action[self.rows]
-            lin = self.policy.linearize(obs)
+        if self.float64:
+            return fishers.InDouble(self._fisher(self.theta.double(), obs.double(), action))
+        return self._fisher(self.theta, obs, action, self.lin if self.rows is None else None)
+
+    def _fisher(self, theta: Tensor, obs: Tensor, action: Tensor, lin: Linearization | None = None) -> Fisher:
+        head, lin = self.policy.head, lin or self.policy.linearize(theta, obs)
         z_old = lin.z
         match self.fisher_name:
             case "gauss_newton":
@@ -137,7 +143,7 @@ class Problem:
                 def kl(theta: Tensor) -> Tensor:
                     return head.kl(z_old, self.policy.forward(theta, obs)).mean()
 
-                return fishers.kl_hessian(kl, self.theta)
+                return fishers.kl_hessian(kl, theta)
         raise ValueError(f"fisher {self.fisher_name!r} is none of gauss_newton, kl_hessian, empirical")
 
     def _loss(self, z: Tensor) -> Tensor:

@@ -76,6 +76,25 @@ class Fisher(Protocol):
 
 
 @dataclass(frozen=True)
+class InDouble:
+    """A Fisher whose products are done in float64, for vectors of any precision."""
+
+    F: Fisher
+
+    def mv(self, v: Tensor) -> Tensor:
+        return self.F.mv(v.double()).to(v.dtype)
+
+    def shape(self) -> tuple[int | None, int]:
+        return self.F.shape()
+
+    def rows(self) -> Tensor | None:
+        return self.F.rows()
+
+    def dense(self) -> Tensor:
+        return self.F.dense()
+
+
+@dataclass(frozen=True)
 class GaussNewton:
     """F = E[Jᵀ M J]: the metric M of the distribution's parameters z, pulled back to θ.
 

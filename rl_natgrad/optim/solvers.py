@@ -33,15 +33,18 @@ def identity(F: Fisher, b: Tensor) -> Solution:
     return Solution(b, 0, 0.0, _finite(b))
 
 
-def cg(F: Fisher, b: Tensor, *, damping: float, max_iter: int, tol: float) -> Solution:
+def cg(F: Fisher, b: Tensor, *, damping: float, max_iter: int, tol: float, float64: bool = False) -> Solution:
     """Conjugate gradient from x = 0, until ‖r‖ ≤ tol·‖b‖ or max_iter.
 
     Hestenes & Stiefel 1952; Nocedal & Wright, algorithm 5.2.  Stops, with ok=False, at a direction of
     no or negative curvature, where F is not PSD.
 
     Args:    damping: see the module, ≥ 0.  max_iter: ≥ 1; each costs one product.  tol: relative, ≥ 0.
+             float64: in double precision, for a Fisher that is (fisher.InDouble).
     Returns: ok is False where a product or an inner product was not finite, or pᵀAp ≤ 0.
     """
+    given = b.dtype
+    b = b.double() if float64 else b
     x, r, p = torch.zeros_like(b), b.clone(), b.clone()
     rr = bb = float(r @ r)
     lam, ok, k = None, _finite(b), 0
@@ -61,7 +64,7 @@ def cg(F: Fisher, b: Tensor, *, damping: float, max_iter: int, tol: float) -> So
         p.mul_(rr / rr_old).add_(r)
         k += 1
     residual = (rr / bb) ** 0.5 if bb > 0 else 0.0
-    return Solution(x, k, residual, ok and _finite(x))
+    return Solution(x.to(given), k, residual, ok and _finite(x))
 
 
 def cholesky(F: Fisher, b: Tensor, *, damping: float, max_gib: float) -> Solution:

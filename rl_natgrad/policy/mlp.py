@@ -97,13 +97,18 @@ class MLP:
     def size(self) -> int:
         return sum((i + 1) * o for i, o in pairwise(self.sizes))
 
-    def layers(self, theta: Array) -> list[tuple[Array, Array]]:
-        """[(W (out, in), b (out,)), …], views of θ."""
-        layers, end = [], 0
+    @cached_property
+    def _places(self) -> list[tuple[slice, tuple[int, int], slice]]:
+        """Where θ holds each W, its shape, and where b."""
+        places, end = [], 0
         for i, o in pairwise(self.sizes):
             start, end = end, end + (i + 1) * o
-            layers.append((theta[start : end - o].reshape(o, i), theta[end - o : end]))
-        return layers
+            places.append((slice(start, end - o), (o, i), slice(end - o, end)))
+        return places
+
+    def layers(self, theta: Array) -> list[tuple[Array, Array]]:
+        """[(W (out, in), b (out,)), …], views of θ."""
+        return [(theta[W].reshape(shape), theta[b]) for W, shape, b in self._places]
 
     def init(self, generator: torch.Generator) -> Tensor:
         theta = torch.zeros(self.size)

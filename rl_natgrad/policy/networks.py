@@ -128,7 +128,7 @@ class Scale(nn.Module):
     """0 … 255 → 0 … 1."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.to(torch.get_default_dtype()) / 255
+        return (x if x.is_floating_point() else x.to(torch.get_default_dtype())) / 255
 
 
 # --- parameters that are outputs ------------------------------------------------------------------

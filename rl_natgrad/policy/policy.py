@@ -39,9 +39,9 @@ class Policy:
         """Distribution parameters z (N, K) of π_θ on inputs (N, *O) that went through `observe`."""
         return self.net.forward(theta, obs)
 
-    def linearize(self, obs: Tensor) -> Linearization:
-        """z + J dθ around the policy's own θ."""
-        return self.net.linearize(self.theta, obs)
+    def linearize(self, theta: Tensor, obs: Tensor) -> Linearization:
+        """z + J dθ around θ."""
+        return self.net.linearize(theta, obs)
 
     def act(self, obs: NDArray, noise: NDArray) -> NDArray:
         """Sampled actions (B, *A) on raw observations (B, *O), with `noise` (B, …) from `noise()`."""
