@@ -160,6 +160,24 @@ def test_neighbouring_seeds_share_no_first_episode(opened):
     assert len(np.unique(np.concatenate(first), axis=0)) == 32
 
 
+@pytest.mark.skipif(not _has("envpool"), reason="needs the extra that brings envpool")
+@pytest.mark.parametrize("id", ["CartPole-v1", "HalfCheetah-v5", "Hopper-v5"])
+def test_envpool_gives_the_transitions_of_its_own_step(opened, id):
+    import envpool
+
+    mine, sent = opened(id, "envpool", num_envs=3, seed=3), []
+    seeds = [episode_seed(3, i, 0) for i in range(3)]
+    theirs = envpool.make(id, env_type="gymnasium", num_envs=3, num_threads=1, env_seed=seeds)
+    assert (mine.reset() == theirs.reset()[0].astype(np.float32)).all()
+    for action in actions(mine, 300):
+        obs, *rest = mine.step(action)
+        expected, *others, _ = theirs.step(mine.to_env(action))
+        sent.append(np.logical_or(*others[1:]))
+        assert (obs == expected.astype(np.float32)).all()
+        assert all((a == b).all() for a, b in zip(rest, others, strict=True))
+    assert np.any(sent) == (id != "HalfCheetah-v5")  # episode ends among them
+
+
 IDS = [
     "CartPole-v1",
     "Pendulum-v1",
