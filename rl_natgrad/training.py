@@ -68,7 +68,7 @@ class Training:
         obs = as_tensor(self.policy.observe(flat), device)
         if cfg.algo.name == "reinforce":
             ret, known = monte_carlo(rollout.reward, rollout.done, gamma=cfg.algo.gamma)
-            adv, rows = ret, rollout.valid & known
+            value, adv, rows = np.zeros((T + 1, B)), ret, rollout.valid & known
         else:
             value = self.critic.values(obs).cpu().numpy().astype(np.float64).reshape(T + 1, B)
             adv = gae(
@@ -81,7 +81,8 @@ class Training:
             adv = (adv - adv.mean()) / (adv.std() + 1e-8)
         kept = torch.from_numpy(np.flatnonzero(rows)).to(device)
         action = as_tensor(rollout.action[rows], device)
-        return Batch(obs[: T * B][kept], action, as_tensor(adv, device), torch.from_numpy(ret[rows]).to(device))
+        ret, value = (torch.from_numpy(each[rows]).to(device) for each in (ret, value[:-1]))
+        return Batch(obs[: T * B][kept], action, as_tensor(adv, device), ret, value)
 
     def learn(self, batch: Batch) -> dict[str, float]:
         """The policy's step on one batch.

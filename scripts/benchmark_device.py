@@ -36,7 +36,7 @@ def times(overrides: list[str], shape: tuple[int, ...], device: str, repeats: in
     obs = rng.integers(0, 256, (N, *shape), np.uint8) if image else rng.normal(size=(N, *shape)).astype(np.float32)
     adv = torch.from_numpy(rng.normal(size=N)).to(device)
     action = torch.from_numpy(rng.integers(0, 6, N)).to(device)
-    batch = Batch(as_tensor(obs, device), action, adv.float(), adv)
+    batch = Batch(as_tensor(obs, device), action, adv.float(), adv, adv)
     policy_ms, critic_ms = [], []
     for _ in range(repeats + 1):
         for work, record in ((learner, policy_ms), (critic.fit, critic_ms)):

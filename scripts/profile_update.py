@@ -57,7 +57,7 @@ def problem(env: str, N: int, words: list[str]):
     policy.load(policy.theta + 0.1 * torch.randn(policy.theta.shape, generator=torch.Generator().manual_seed(0)))
     action = torch.from_numpy(policy.act(obs.numpy(), noise))
     adv = torch.from_numpy(rng.normal(size=N))
-    batch = Batch(obs, action, adv.float(), adv)
+    batch = Batch(obs, action, adv.float(), adv, adv)
     return cfg, made.observation_space, policy, batch
 
 

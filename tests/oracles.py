@@ -114,7 +114,7 @@ def make_problem(head, seed: int = 0, *, N: int = 12, policy: Policy | None = No
     obs = randn(seed + 1, N, width)
     action = sample(head, policy.forward(policy.theta, obs).detach(), seed + 2)
     adv = randn(seed + 3, N)
-    return Problem(policy, Batch(obs, action, adv, randn(seed + 4, N).double()), **options)
+    return Problem(policy, Batch(obs, action, adv, randn(seed + 4, N).double(), torch.zeros(N)), **options)
 
 
 def jacobian(problem: Problem, obs: Tensor | None = None) -> Tensor:

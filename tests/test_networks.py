@@ -141,6 +141,20 @@ def test_compiled_forward_equals_forward_and_leaves_its_input_alone(make):
     assert f(array[:1]).shape == (1, z.shape[1])
 
 
+@pytest.mark.parametrize("name", [name for name in NETWORKS if "free" not in name])
+def test_squared_error_follows_a_theta_that_moves(name):
+    net = NETWORKS[name]()
+    theta = 0.8 * randn(0, net.size)
+    gradient = net.squared_error(theta)
+    for N in (7, 4, 7):
+        x = inputs(net, N)
+        z = oracle(net, theta, x)
+        t = randn(6, *z.shape)
+        loss = torch.func.grad(lambda theta, x=x, t=t: ((oracle(net, theta, x) - t) ** 2).sum(-1).mean())
+        torch.testing.assert_close(gradient(x, t), loss(theta), rtol=1e-10, atol=1e-10)
+        theta += 0.1 * randn(7, net.size)
+
+
 def test_many_samples_and_few_agree():
     # The vector–Jacobian product takes another route where a layer narrows.
     net, v = MLP((12, 3, 8, 2)), randn(5, 2)

@@ -86,7 +86,7 @@ def test_gradient_is_that_of_the_exact_expectation_over_all_actions(head):
 
     adv = n * (probability(policy.theta) * Q).flatten()  # the mean over n actions of n·π(a)·Q(a)
     batch = Batch(
-        obs.repeat_interleave(n, 0), actions.repeat(S, *[1] * (actions.dim() - 1)), adv, torch.zeros(S * n)
+        obs.repeat_interleave(n, 0), actions.repeat(S, *[1] * (actions.dim() - 1)), adv, *torch.zeros(2, S * n)
     )  # fmt: skip
     theta = policy.theta.clone().requires_grad_()
     J = (probability(theta) * Q).sum(1).mean()
@@ -105,7 +105,7 @@ def test_a_baseline_leaves_the_expected_gradient_where_it_is(head):
     n = len(actions)
     obs = randn(1, 1, 3).expand(n, 3)
     p = log_prob(head, reference_forward(policy.net, policy.theta, obs), actions).exp()
-    assert Problem(policy, Batch(obs, actions, n * p, p)).grad().norm() < 1e-12
+    assert Problem(policy, Batch(obs, actions, n * p, p, p)).grad().norm() < 1e-12
 
 
 @each_head

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -218,7 +219,7 @@ def one_trial(head, z, z_new, *, delta):
     candidates = [sample(head, z[None], seed) for seed in range(50)]
     action = next(a for a in candidates if log_prob(head, z_new[None], a) > log_prob(head, z[None], a))
     policy = Point(head, z)
-    problem = Problem(policy, Batch(torch.zeros(1, 1), action, torch.ones(1), torch.zeros(1)))
+    problem = Problem(policy, Batch(torch.zeros(1, 1), action, *torch.ones(3, 1)))
     problem.__dict__["lin"] = type("Lin", (), {"z": z[None]})()
     step = backtrack(
         problem.evaluate, z, z_new - z, problem.loss_old, delta=delta, shrink=0.5, max_backtracks=0
@@ -252,7 +253,7 @@ def test_log_sigma_is_in_theta_and_moves_in_a_trpo_step():
     z = policy.forward(policy.theta, problem.batch.obs)
     # Reward what lies far from the mean: σ has to grow.
     adv = ((problem.batch.action - z[:, :2]) / z[:, 2:].exp()).square().sum(-1) - 2
-    problem = Problem(policy, Batch(problem.batch.obs, problem.batch.action, adv, problem.batch.ret))
+    problem = Problem(policy, replace(problem.batch, adv=adv))
     solve = partial(cholesky, damping=0.01, max_gib=1)
     update = trpo(problem, solve=solve, delta=0.01, max_backtracks=10, shrink=0.8)
     assert update.info["search/accepted"] == 1

@@ -1,6 +1,7 @@
 """State values V(s), regressed on returns: one critic, several ways to fit it."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ class Network(Protocol):
 
     def forward(self, theta: Tensor, x: Tensor) -> Tensor: ...
     def linearize(self, theta: Tensor, x: Tensor) -> Linearization: ...
+    def squared_error(self, theta: Tensor) -> Callable[[Tensor, Tensor], Tensor]: ...
 
 
 class Fit(Protocol):
@@ -68,7 +70,7 @@ class Critic:
 
         Where the new parameters are not finite all stays as it was, and critic/not_finite is logged.
         """
-        info = fit_info(self.values(batch.obs).double(), batch.ret)
+        info = fit_info(batch.value, batch.ret)
         moments = merge_moments(self.moments, batch.ret) if self.normalize else self.moments
         mean, std = _scale(moments)
         target = ((batch.ret - mean) / std).to(self.theta.dtype).unsqueeze(-1)
@@ -100,12 +102,12 @@ class AdamFit:
     def __call__(self, net: Network, theta: Tensor, x: Tensor, target: Tensor) -> Tensor:
         adam = self.adam
         adam.theta.copy_(theta)
+        gradient = net.squared_error(adam.theta)
         for _ in range(self.epochs):
             order = torch.from_numpy(self.rng.permutation(len(x))).to(x.device)
             x, target = x[order], target[order]
             for xs, ts in zip(x.split(self.minibatch), target.split(self.minibatch), strict=True):
-                lin = net.linearize(adam.theta, xs)
-                adam.step(lin.vjp((lin.z - ts).mul_(2 / len(xs))))
+                adam.step(gradient(xs, ts))
         return adam.theta.clone()
 
     def state(self) -> dict[str, Any]:

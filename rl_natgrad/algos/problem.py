@@ -42,6 +42,7 @@ class Batch:
     action: Tensor  # (N, *A)
     adv: Tensor  # (N,)
     ret: Tensor  # (N,) float64
+    value: Tensor  # (N,) float64, V(obs) as adv and ret were made with
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,9 @@ class Network(Protocol):
     def linearize(self, theta: Tensor, x: Tensor) -> Linearization:
         """z + J dθ around θ."""
 
+    def squared_error(self, theta: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """(x, t) ↦ ∇_θ E[‖f(θ, x) − t‖²] (P,), for a θ that is moved in place."""
+
     def compile(self, theta: Tensor) -> Forward:
         """x ↦ f(θ, x) on arrays, for a θ that stays: what acting in an environment needs."""
 
@@ -87,6 +90,15 @@ class ModuleNetwork:
             return torch.func.vmap(torch.func.jacrev(one), (None, 0))(theta.detach(), x)
 
         return AutogradLinearization(lambda theta: self.forward(theta, x), theta, jacobian)
+
+    def squared_error(self, theta: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        leaf = theta.detach().requires_grad_()  # it shares θ's memory
+
+        def gradient(x: Tensor, t: Tensor) -> Tensor:
+            loss = ((self.forward(leaf, x) - t) ** 2).sum() / len(x)
+            return torch.autograd.grad(loss, leaf)[0]
+
+        return gradient
 
     def compile(self, theta: Tensor) -> Forward:
         theta = theta.detach()
