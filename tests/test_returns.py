@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl_natgrad.rollout.collector import Rollout
-from rl_natgrad.rollout.returns import gae, monte_carlo, samples
+from rl_natgrad.rollout.returns import gae, monte_carlo
 
 
 def column(*numbers):
@@ -158,19 +157,3 @@ def test_environments_do_not_mix():
         G1, known1 = monte_carlo(reward[:, one], done[:, one], gamma=0.9)
         np.testing.assert_array_equal(G[:, one], G1)
         np.testing.assert_array_equal(known[:, one], known1)
-
-
-def test_samples_are_the_valid_rows_in_time_order():
-    T, B = 4, 2
-    number = np.arange(T * B).reshape(T, B)
-    valid = np.array([[1, 1], [0, 1], [1, 1], [1, 0]], bool)
-    keep = np.array([[1, 1], [1, 1], [0, 1], [1, 1]], bool)
-    obs = np.concatenate([number, [[-1, -1]]])[..., None].astype(np.float32)
-    none = np.zeros((T, B), bool)
-    rollout = Rollout(obs, number * 10, np.zeros((T, B)), none, none, valid, [], [])
-    got = samples(rollout, number * 1.5, number * 2.5, keep)
-    kept = np.array([0, 1, 3, 5, 6])
-    np.testing.assert_array_equal(got.obs[:, 0], kept)
-    np.testing.assert_array_equal(got.action, kept * 10)
-    np.testing.assert_array_equal(got.adv, kept * 1.5)
-    np.testing.assert_array_equal(got.ret, kept * 2.5)

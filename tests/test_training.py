@@ -55,6 +55,19 @@ def iterate(run, n):
     return [run.iterate() for _ in range(n)]
 
 
+def test_a_batch_is_the_valid_rows_in_time_order(make):
+    run = make("trpo", "horizon=96")
+    iterate(run, 1)
+    rollout = run.collector.collect(run.policy)
+    batch, valid = run.batch(rollout), rollout.valid
+    assert not valid.all()
+    obs = torch.from_numpy(run.policy.observe(rollout.obs[:-1][valid]))
+    assert torch.equal(batch.obs, obs) and (batch.action.numpy() == rollout.action[valid]).all()
+    torch.testing.assert_close(batch.value, run.critic.values(obs).double(), rtol=1e-5, atol=1e-5)
+    adv = batch.ret - batch.value
+    torch.testing.assert_close(batch.adv, ((adv - adv.mean()) / adv.std(correction=0)).float())
+
+
 # --- the same seed, another seed ------------------------------------------------------------------
 
 

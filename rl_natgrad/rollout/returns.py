@@ -1,11 +1,7 @@
 """From a rollout to advantages and returns."""
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
-
-from rl_natgrad.rollout.collector import Rollout
 
 
 def gae(
@@ -43,19 +39,3 @@ def monte_carlo(reward: NDArray, done: NDArray, *, gamma: float) -> tuple[NDArra
     G = gae(reward, zeros, done, done, gamma=gamma, lam=1.0)
     known = np.logical_or.accumulate(done[::-1], 0)[::-1]
     return G, known
-
-
-@dataclass(frozen=True)
-class Samples:
-    """The N valid rows of a rollout as arrays, time-major."""
-
-    obs: NDArray  # (N, *O)
-    action: NDArray  # (N, *A)
-    adv: NDArray  # (N,) float64
-    ret: NDArray  # (N,) float64, what the critic regresses on
-
-
-def samples(rollout: Rollout, adv: NDArray, ret: NDArray, keep: NDArray) -> Samples:
-    """The rows that are steps and `keep` (T, B)."""
-    rows = rollout.valid & keep
-    return Samples(rollout.obs[:-1][rows], rollout.action[rows], adv[rows], ret[rows])
