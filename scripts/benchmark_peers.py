@@ -69,10 +69,10 @@ def one(who: str, env: str, id: str, updates: int) -> Run:
     return peer(who, id, updates) if who in ("sb3", "tianshou") else ours(env, who, updates)
 
 
-def benchmark(env: str, rounds: int) -> list[str]:
+def benchmark(env: str, backends: list[str] | None, rounds: int) -> list[str]:
     """Rows of a Markdown table."""
     id = config.load([f"env={env}"]).env.id
-    names = [*BACKENDS[env], "sb3", "tianshou"]
+    names = [*(each for each in BACKENDS[env] if not backends or each in backends), "sb3", "tianshou"]
     speeds: dict[str, list[float]] = {name: [] for name in names}
     long: dict[str, list[Run]] = {name: [] for name in names}
     for round_ in range(rounds):
@@ -99,12 +99,13 @@ def benchmark(env: str, rounds: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--env", nargs="+", default=list(BACKENDS), choices=BACKENDS)
+    parser.add_argument("--backend", nargs="+", choices=list(UPDATES)[:4], help="only these of this project's")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     print("| environment | | steps/s | collect, ms | policy, ms | critic, ms | return reached | × faster peer |")
     print("|---|---|---|---|---|---|---|---|")
     for env in args.env:
-        print(*benchmark(env, args.rounds), sep="\n", flush=True)
+        print(*benchmark(env, args.backend, args.rounds), sep="\n", flush=True)
 
 
 if __name__ == "__main__":
