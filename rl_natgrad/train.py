@@ -29,7 +29,12 @@ def main() -> int:
     return sweep(command)
 
 
-if __name__ == "__main__":
+def run() -> int:
+    """main() as all that its process does."""
     code = main()
     deafen()  # the interpreter's own end takes a while, and its exit code is settled
-    sys.exit(code)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(run())

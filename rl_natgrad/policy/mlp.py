@@ -146,13 +146,18 @@ class MLP:
 
     def _activations(self, layers: list[tuple[Array, Array]], x: Array) -> list[Array]:
         """[x, h₁, …, z]."""
-        phi, last = ACTIVATIONS[self.activation].inplace, len(layers) - 1
-        hs = [x]
-        for k, (W, b) in enumerate(layers):
-            h = hs[-1] @ W.T
-            h += b
-            hs.append(phi(h) if k < last else h)
-        return hs
+        return _propagate(self.activation, layers, x, [None] * len(layers))
+
+
+def _propagate(activation: str, layers: list[tuple[Array, Array]], x: Array, outs: list) -> list[Array]:
+    """[x, h₁, …, z], into the arrays `outs` where there are such."""
+    phi, last, matmul = ACTIVATIONS[activation].inplace, len(layers) - 1, _lib(x).matmul
+    hs = [x]
+    for k, ((W, b), out) in enumerate(zip(layers, outs, strict=True)):
+        h = matmul(hs[-1], W.T, out=out)
+        h += b
+        hs.append(phi(h) if k < last else h)
+    return hs
 
 
 class SquaredError:
@@ -171,30 +176,23 @@ class SquaredError:
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         if len(x) not in self.kept:
             self.kept[len(x)] = self._arrays(x)
-        ones, hs, ss, slopes = self.kept[len(x)]
-        matmul, x, last = _lib(ones).matmul, _raw(x), len(hs) - 1
-        phi = ACTIVATIONS[self.net.activation]
-        for k, ((W, b), h) in enumerate(zip(self.layers, hs, strict=True)):
-            matmul(hs[k - 1] if k else x, W.T, out=h)
-            h += b
-            if k < last:
-                phi.inplace(h)
-        s = hs[last]
+        ones, outs, ss, slopes = self.kept[len(x)]
+        matmul, slope = _lib(ones).matmul, ACTIVATIONS[self.net.activation].slope
+        *hs, s = _propagate(self.net.activation, self.layers, _raw(x), outs)
         s -= _raw(t)
         s *= 2 / len(s)
-        for k in range(last, -1, -1):
+        for k in range(len(hs) - 1, -1, -1):
             dW, db = self.grads[k]
-            matmul(s.T, hs[k - 1] if k else x, out=dW)
+            matmul(s.T, hs[k], out=dW)
             matmul(ones, s, out=db)
             if k:
-                matmul(s, self.layers[k][0], out=ss[k - 1])
-                s = ss[k - 1]
-                s *= phi.slope(hs[k - 1], out=slopes[k - 1])
+                s = matmul(s, self.layers[k][0], out=ss[k - 1])
+                s *= slope(hs[k], out=slopes[k - 1])
         return self.grad
 
     def _arrays(self, x: Tensor) -> tuple[Any, ...]:
-        hs, ss, slopes = ([_raw(x.new_empty(len(x), o)) for o in self.net.sizes[1:]] for _ in range(3))
-        return _raw(x.new_ones(len(x))), hs, ss, slopes
+        outs, ss, slopes = ([_raw(x.new_empty(len(x), o)) for o in self.net.sizes[1:]] for _ in range(3))
+        return _raw(x.new_ones(len(x))), outs, ss, slopes
 
 
 class LinearizedMLP:
