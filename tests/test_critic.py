@@ -11,6 +11,7 @@ from rl_natgrad.algos.critic import (
     Critic,
     LBFGSFit,
     NoCritic,
+    Stateless,
     TrustRegionFit,
     fit_info,
     merge_moments,
@@ -107,6 +108,40 @@ def test_without_normalisation_values_are_the_networks_outputs():
     fit(critic, batch(0))
     obs = randn(1, 5, 2)
     assert torch.equal(critic.values(obs), NET.forward(critic.theta, obs).squeeze(-1))
+
+
+class Unmoved(Stateless):
+    """A fit that learns nothing, and keeps its target."""
+
+    def __call__(self, net, theta, x, target):
+        self.target = target
+        return theta
+
+
+@pytest.mark.parametrize("shift, scale", [(0, 1), (300, 1), (-1e4, 100), (0, 1e-3)])
+def test_as_the_units_change_what_was_learned_stays(shift, scale):
+    critic, obs = make("adam"), randn(7, 9, 2)
+    for k in range(5):
+        fit(critic, batch(k))
+    values, moments = critic.values(obs), critic.moments
+    critic.regress = unmoved = Unmoved()
+    data = replace(batch(9), ret=scale * batch(9).ret + shift)
+    fit(critic, data)
+    assert (shift, scale) == (0, 1) or not np.allclose(critic.moments[1:], moments[1:], rtol=0.05)
+    torch.testing.assert_close(critic.values(obs), values, rtol=1e-4, atol=1e-3)
+    # The target is in the new units too: the error that the fit sees is the error of V.
+    error = NET.forward(critic.theta, data.obs) - unmoved.target
+    std = (critic.moments[2] / critic.moments[0]) ** 0.5
+    of_values = (critic.values(data.obs) - data.ret).float()
+    torch.testing.assert_close(error.squeeze(-1) * std, of_values, rtol=1e-3, atol=1e-2)
+
+
+def test_the_first_units_are_the_first_batchs():
+    # A random start is not worth keeping: in units of 8,000 it would be nothing but its own offset.
+    critic = make("adam")
+    critic.regress, theta = Unmoved(), critic.theta
+    fit(critic, replace(batch(0), ret=8000 * batch(0).ret))
+    assert torch.equal(critic.theta, theta)
 
 
 @each_fit

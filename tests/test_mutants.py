@@ -106,6 +106,10 @@ MUTANTS = {  # name: (file, what it says, what the mutant says, tests that must 
     "nag without nesterov": ("optim/first_order.py", "nesterov=True, ", "", "algos"),
     "critic forgets its return scale": (
         "algos/critic.py", 'self.moments = state["moments"].copy()', "pass", "critic"),
+    "critic forgets as its units change": ("algos/critic.py", "if self.moments[0] > 0:", "if False:", "critic"),
+    "critic's bias stays in old units": (
+        "algos/critic.py", ".add_((old_mean - mean) / std)", "", "critic"),
+    "critic keeps a random start's offset": ("algos/critic.py", "if self.moments[0] > 0:", "if True:", "critic"),
     "critic forgets its optimizer": ("algos/critic.py", 'self.regress.load(state["fit"])', "pass", "critic"),
     "critic keeps nan": (
         "algos/critic.py", 'if bool(theta.isfinite().all()) and math.isfinite(info["critic/loss"]):',

@@ -99,6 +99,17 @@ def test_outputs_along_given_weights(make, chunk, monkeypatch):
         check_linearization(along, f, theta, 7)
 
 
+@pytest.mark.parametrize("make", [make for name, make in NETWORKS.items() if "free" not in name])
+def test_the_last_layer_makes_the_outputs(make):
+    net = make()
+    theta, x = 0.8 * randn(0, net.size), inputs(net)
+    z = net.forward(theta, x)
+    W, b = net.last_layer(theta)
+    W.mul_(3)
+    b.mul_(3).add_(0.5)
+    torch.testing.assert_close(net.forward(theta, x), 3 * z + 0.5, rtol=1e-10, atol=1e-10)
+
+
 @each_network
 def test_forward_is_differentiable_in_theta(make):
     net = make()

@@ -24,6 +24,7 @@ class Network(Protocol):
     def forward(self, theta: Tensor, x: Tensor) -> Tensor: ...
     def linearize(self, theta: Tensor, x: Tensor) -> Linearization: ...
     def squared_error(self, theta: Tensor) -> Callable[[Tensor, Tensor], Tensor]: ...
+    def last_layer(self, theta: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class Fit(Protocol):
@@ -53,7 +54,11 @@ class NoCritic:
 
 
 class Critic:
-    """V(s) = f(θ, s), in units of the returns' running mean and deviation where `normalize` is set."""
+    """V(s) = f(θ, s), in units of the returns' running mean and deviation where `normalize` is set.
+
+    As these move, the last layer moves against them and V stays what it was: what has been learned is kept
+    (van Hasselt et al. 2016, Pop-Art).
+    """
 
     def __init__(self, net: Network, theta: Tensor, regress: Fit, normalize: bool = True):
         self.net, self.theta, self.regress, self.normalize = net, theta, regress, normalize
@@ -73,15 +78,26 @@ class Critic:
         info = fit_info(batch.value, batch.ret)
         moments = merge_moments(self.moments, batch.ret) if self.normalize else self.moments
         mean, std = _scale(moments)
+        start = self._in_units_of(mean, std)
         target = ((batch.ret - mean) / std).to(self.theta.dtype).unsqueeze(-1)
         if bool(target.isfinite().all()):
             before = self.regress.state()
-            theta = self.regress(self.net, self.theta, batch.obs, target)
+            theta = self.regress(self.net, start, batch.obs, target)
             if bool(theta.isfinite().all()) and math.isfinite(info["critic/loss"]):
                 self.moments, self.theta = moments, theta
                 return info
             self.regress.load(before)
         return info | {"critic/not_finite": 1.0}
+
+    def _in_units_of(self, mean: float, std: float) -> Tensor:
+        """θ for the same V in new units; as it was before the first fit, where V is but its random start."""
+        theta = self.theta.clone()
+        if self.moments[0] > 0:
+            old_mean, old_std = _scale(self.moments)
+            W, b = self.net.last_layer(theta)
+            W.mul_(old_std / std)
+            b.mul_(old_std / std).add_((old_mean - mean) / std)
+        return theta
 
     def state(self) -> dict[str, Any]:
         return {"theta": self.theta, "moments": self.moments, "fit": self.regress.state()}

@@ -140,6 +140,9 @@ class MLP:
     def squared_error(self, theta: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         return SquaredError(self, theta)
 
+    def last_layer(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        return self.layers(theta)[-1]
+
     def compile(self, theta: Tensor) -> Callable[[NDArray], NDArray]:
         layers = [(W.copy(), b.copy()) for W, b in self.layers(theta.detach().cpu().numpy())]
         return lambda x: self._activations(layers, x)[-1]

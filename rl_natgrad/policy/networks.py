@@ -36,6 +36,9 @@ class Network(Protocol):
     def squared_error(self, theta: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """(x, t) ↦ ∇_θ E[‖f(θ, x) − t‖²] (P,), for a θ that is moved in place."""
 
+    def last_layer(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Its W and b, views of θ."""
+
     def compile(self, theta: Tensor) -> Forward:
         """x ↦ f(θ, x) on arrays, for a θ that stays: what acting in an environment needs."""
 
@@ -66,7 +69,10 @@ class AutogradLinearization:
 
 
 class ModuleNetwork:
-    """Any torch module that treats samples independently (no batch norm), as a function of flat parameters."""
+    """Any torch module that treats samples independently (no batch norm), as a function of flat parameters.
+
+    Its last layer is linear, with a bias.
+    """
 
     def __init__(self, module: nn.Module, initialize: Callable[[nn.Module, torch.Generator], None]):
         self.module, self._initialize = module, initialize
@@ -78,8 +84,10 @@ class ModuleNetwork:
         return nn.utils.parameters_to_vector(self.module.parameters()).detach()
 
     def forward(self, theta: Tensor, x: Tensor) -> Tensor:
-        parts = theta.split([shape.numel() for shape in self._shapes.values()])
-        named = {name: p.view(shape) for (name, shape), p in zip(self._shapes.items(), parts, strict=True)}
+        named = {
+            name: p.view(shape)
+            for (name, shape), p in zip(self._shapes.items(), self._parts(theta), strict=True)
+        }
         return torch.func.functional_call(self.module, named, (x,))
 
     def linearize(self, theta: Tensor, x: Tensor) -> AutogradLinearization:
@@ -100,6 +108,10 @@ class ModuleNetwork:
 
         return gradient
 
+    def last_layer(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        *_, W, b = self._parts(theta)
+        return W, b
+
     def compile(self, theta: Tensor) -> Forward:
         theta = theta.detach()
 
@@ -108,6 +120,10 @@ class ModuleNetwork:
             return self.forward(theta, torch.from_numpy(x).to(theta.device)).cpu().numpy()
 
         return forward
+
+    def _parts(self, theta: Tensor) -> tuple[Tensor, ...]:
+        """θ, split into the module's parameters."""
+        return theta.split([shape.numel() for shape in self._shapes.values()])
 
 
 def cnn(
