@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from oracles import randn, rng
+from oracles import randn, reference_forward, rng
 
 from rl_natgrad.algos.critic import (
     AdamFit,
@@ -213,3 +213,23 @@ def test_adam_is_torchs_adam(float64):
         param.grad = grad
         theirs.step()
     torch.testing.assert_close(ours.theta, param.detach(), rtol=1e-12, atol=1e-14)
+
+
+def test_an_adam_fit_is_torchs_adam_with_a_falling_rate(float64):
+    theta, x, target = 0.5 * randn(0, NET.size), randn(1, 10, 2), randn(2, 10, 1)
+    fit = AdamFit(theta, np.random.default_rng(3), lr=3e-3, epochs=4, minibatch=4)
+    param, draws = torch.nn.Parameter(theta.clone()), np.random.default_rng(3)
+    adam = torch.optim.Adam([param], lr=3e-3)
+    for start in (theta, 0.9 * theta):  # two fits: the moments stay, the rate starts anew
+        param.data.copy_(start)
+        schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda k: 1 - k / 12)
+        xs, ts = x, target
+        for _ in range(4):
+            order = torch.from_numpy(draws.permutation(10))
+            xs, ts = xs[order], ts[order]
+            for part in (slice(0, 4), slice(4, 8), slice(8, 10)):
+                adam.zero_grad()
+                ((reference_forward(NET, param, xs[part]) - ts[part]) ** 2).mean().backward()
+                adam.step()
+                schedule.step()
+        torch.testing.assert_close(fit(NET, start, x, target), param.detach(), rtol=1e-10, atol=1e-12)

@@ -110,6 +110,7 @@ MUTANTS = {  # name: (file, what it says, what the mutant says, tests that must 
     "critic's bias stays in old units": (
         "algos/critic.py", ".add_((old_mean - mean) / std)", "", "critic"),
     "critic keeps a random start's offset": ("algos/critic.py", "if self.moments[0] > 0:", "if True:", "critic"),
+    "critic's rate does not fall": ("algos/critic.py", "(1 - k / steps)", "1", "critic"),
     "critic forgets its optimizer": ("algos/critic.py", 'self.regress.load(state["fit"])', "pass", "critic"),
     "critic keeps nan": (
         "algos/critic.py", 'if bool(theta.isfinite().all()) and math.isfinite(info["critic/loss"]):',

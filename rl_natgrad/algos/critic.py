@@ -1,7 +1,7 @@
 """State values V(s), regressed on returns: one critic, several ways to fit it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -109,22 +109,30 @@ class Critic:
 
 
 class AdamFit:
-    """Minibatch Adam, `epochs` passes over the batch in an order that `rng` draws (Kingma & Ba 2015)."""
+    """Minibatch Adam, `epochs` passes over the batch in an order that `rng` draws (Kingma & Ba 2015).
+
+    Its rate falls from `lr` to 0 within each fit: what the last minibatches add by chance would be in V, and in
+    every advantage of the next batch.
+    """
 
     def __init__(self, theta: Tensor, rng: np.random.Generator, *, lr: float, epochs: int, minibatch: int):
-        self.rng, self.epochs, self.minibatch = rng, epochs, minibatch
+        self.rng, self.lr, self.epochs, self.minibatch = rng, lr, epochs, minibatch
         self.adam = Adam(theta.detach().clone(), lr)
 
     def __call__(self, net: Network, theta: Tensor, x: Tensor, target: Tensor) -> Tensor:
-        adam = self.adam
+        adam, steps = self.adam, self.epochs * math.ceil(len(x) / self.minibatch)
         adam.theta.copy_(theta)
         gradient = net.squared_error(adam.theta)
+        for k, (xs, ts) in enumerate(self._minibatches(x, target)):
+            adam.lr = self.lr * (1 - k / steps)
+            adam.step(gradient(xs, ts))
+        return adam.theta.clone()
+
+    def _minibatches(self, x: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         for _ in range(self.epochs):
             order = torch.from_numpy(self.rng.permutation(len(x))).to(x.device)
             x, target = x[order], target[order]
-            for xs, ts in zip(x.split(self.minibatch), target.split(self.minibatch), strict=True):
-                adam.step(gradient(xs, ts))
-        return adam.theta.clone()
+            yield from zip(x.split(self.minibatch), target.split(self.minibatch), strict=True)
 
     def state(self) -> dict[str, Any]:
         return {"adam": self.adam.state(), "rng": self.rng.bit_generator.state}
