@@ -104,4 +104,7 @@ def test_greedy_actions_are_the_right_ones(learner):
 @pytest.mark.parametrize("learner", WITH_CRITIC)
 def test_credit_needs_lambda(learner):
     """The critic cannot see the first action, so one-step advantages of it say nothing."""
-    assert updates_to_learn(training("Delayed", learner, "algo.lam=0"), *POLICIES["Delayed"]) is None
+    bound, most = POLICIES["Delayed"]
+    needed = updates_to_learn(training("Delayed", learner), bound, most)
+    # A walk at random gets there some day: npg's after 21 and 36 updates on two of four seeds, trpo's after 11.
+    assert updates_to_learn(training("Delayed", learner, "algo.lam=0"), bound, 2 * needed) is None
