@@ -29,6 +29,7 @@ class Settings(NamedTuple):
     delta: float = 0.01
     gamma: float = 0.99
     normalize: bool = False  # observations, by running statistics
+    log_std: float | None = None  # log σ at the start; None as the library has it
 
 
 class Clock:
@@ -69,10 +70,11 @@ class Sb3:
         from stable_baselines3.common.vec_env import VecNormalize
 
         vec = make_vec_env(env, settings.num_envs, seed=seed)
+        start = {} if settings.log_std is None else {"policy_kwargs": {"log_std_init": settings.log_std}}
         self.env = VecNormalize(vec, norm_reward=False) if settings.normalize else vec
         self.model = TRPO(
             "MlpPolicy", self.env, n_steps=settings.horizon, seed=seed, device="cpu", cg_max_steps=10,
-            target_kl=settings.delta, gamma=settings.gamma, gae_lambda=0.95, n_critic_updates=10, batch_size=128,
+            target_kl=settings.delta, gamma=settings.gamma, gae_lambda=0.95, n_critic_updates=10, batch_size=128, **start,
         )  # fmt: skip
 
     def collect(self) -> Callable[[], int]:
@@ -154,7 +156,7 @@ class Tianshou:
             shape = one.action_space.shape
             actor = ContinuousActorProbabilistic(preprocess_net=body(), action_shape=shape, unbounded=True)
             critic = ContinuousCritic(preprocess_net=body())
-            torch.nn.init.constant_(actor.sigma_param, -0.5)
+            torch.nn.init.constant_(actor.sigma_param, -0.5 if settings.log_std is None else settings.log_std)
 
             def dist(loc_scale):
                 return Independent(Normal(*loc_scale), 1)
@@ -260,12 +262,15 @@ def main() -> None:
     parser.add_argument("--horizon", type=int, default=256, help="steps per environment per update")
     parser.add_argument("--delta", type=float, default=0.01, help="KL radius, in the library's own unit")
     parser.add_argument("--gamma", type=float, default=0.99, help="discount")
+    parser.add_argument("--log-std", type=float, help="log σ at the start  [as the library has it]")
     parser.add_argument("--normalize", action="store_true", help="observations, by running statistics")
     parser.add_argument("--evaluate", type=int, default=0, help="episodes at the end, most likely actions")
     args = parser.parse_args()
     torch.set_num_threads(1)
     clock, start = Clock(), time.perf_counter()
-    settings = Settings(horizon=args.horizon, delta=args.delta, gamma=args.gamma, normalize=args.normalize)
+    settings = Settings(
+        horizon=args.horizon, delta=args.delta, gamma=args.gamma, normalize=args.normalize, log_std=args.log_std
+    )  # fmt: skip
     peer = PEERS[args.peer](args.env, args.seed, settings)
     peer.train(args.steps, clock)
     took = time.perf_counter() - start
