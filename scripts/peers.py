@@ -74,7 +74,8 @@ class Sb3:
         self.env = VecNormalize(vec, norm_reward=False) if settings.normalize else vec
         self.model = TRPO(
             "MlpPolicy", self.env, n_steps=settings.horizon, seed=seed, device="cpu", cg_max_steps=10,
-            target_kl=settings.delta, gamma=settings.gamma, gae_lambda=0.95, n_critic_updates=10, batch_size=128, **start,
+            target_kl=settings.delta, gamma=settings.gamma, gae_lambda=0.95, n_critic_updates=10, batch_size=128,
+            **start,
         )  # fmt: skip
 
     def collect(self) -> Callable[[], int]:
