@@ -4,7 +4,8 @@
     pip install "rl-natgrad[bench]"            brings the peers (see scripts/peers.py)
 
 All have the same networks, batch, γ, λ, 10 CG iterations and normalised observations, and each its own critic
-fit, damping and first σ (ours are those of configs/env).  δ means the same too: sb3-contrib's KL is a mean over action dimensions, so there it is divided by these.
+fit, damping and first σ (ours are those of configs/env).  δ means the same too: sb3-contrib's KL is a mean over
+action dimensions, so there it is divided by these.
 """
 
 import argparse
