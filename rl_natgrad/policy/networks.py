@@ -84,11 +84,7 @@ class ModuleNetwork:
         return nn.utils.parameters_to_vector(self.module.parameters()).detach()
 
     def forward(self, theta: Tensor, x: Tensor) -> Tensor:
-        named = {
-            name: p.view(shape)
-            for (name, shape), p in zip(self._shapes.items(), self._parts(theta), strict=True)
-        }
-        return torch.func.functional_call(self.module, named, (x,))
+        return torch.func.functional_call(self.module, self._named(theta), (x,))
 
     def linearize(self, theta: Tensor, x: Tensor) -> AutogradLinearization:
         def one(theta: Tensor, x1: Tensor) -> Tensor:
@@ -109,7 +105,7 @@ class ModuleNetwork:
         return gradient
 
     def last_layer(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        *_, W, b = self._parts(theta)
+        *_, W, b = self._named(theta).values()
         return W, b
 
     def compile(self, theta: Tensor) -> Forward:
@@ -121,9 +117,10 @@ class ModuleNetwork:
 
         return forward
 
-    def _parts(self, theta: Tensor) -> tuple[Tensor, ...]:
-        """θ, split into the module's parameters."""
-        return theta.split([shape.numel() for shape in self._shapes.values()])
+    def _named(self, theta: Tensor) -> dict[str, Tensor]:
+        """The module's parameters, views of θ."""
+        parts = theta.split([shape.numel() for shape in self._shapes.values()])
+        return {name: p.view(shape) for (name, shape), p in zip(self._shapes.items(), parts, strict=True)}
 
 
 def cnn(
