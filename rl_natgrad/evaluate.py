@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # torch comes with them; a wrong command is answered without
-    from rl_natgrad.agent import Agent
-    from rl_natgrad.evaluation import Played
+    from rl_natgrad.playback.agent import Agent
+    from rl_natgrad.training.evaluation import Played
 
 HELP = """\
 python -m rl_natgrad.evaluate run=FOLDER [key=value …]
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = parse(argv)
         from rl_natgrad import load
-        from rl_natgrad.rollout.errors import EnvError, EnvSetupError
+        from rl_natgrad.envs.errors import EnvError, EnvSetupError
 
         try:
             keys = ("checkpoint", "allow_import")
@@ -82,8 +82,8 @@ def parse(argv: Sequence[str]) -> dict[str, Any]:
 
 def play(agent: Agent, options: dict[str, Any]) -> None:
     """Plays and prints; nothing that is printed depends on a clock."""
-    from rl_natgrad.build import use_threads
-    from rl_natgrad.evaluation import evaluate
+    from rl_natgrad.training.build import use_threads
+    from rl_natgrad.training.evaluation import evaluate
 
     cfg = agent.config
     use_threads(cfg.torch_threads)
@@ -113,8 +113,8 @@ def table(played: Played) -> list[str]:
 
 def _film(agent: Agent, run: Path, mode: str) -> str:
     """Films one episode; the line that says where."""
-    from rl_natgrad import video
-    from rl_natgrad.evaluation import acting, streams
+    from rl_natgrad.playback import video
+    from rl_natgrad.training.evaluation import acting, streams
 
     file = run / f"{mode}-{agent.update:08d}.mp4"
     act = acting(agent.policy, mode, streams(agent.config)[0])

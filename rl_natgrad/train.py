@@ -10,23 +10,23 @@ def main() -> int:
     """Trains, resumes or sweeps. Returns the exit code: 0 done, 1 failed, 2 refused, 130 or 143 stopped."""
     with Stop() as stop:  # before the imports that take time
         try:
-            from rl_natgrad import cli
+            from rl_natgrad.config.command import command
 
-            command = cli.command(sys.argv[1:])
-            if command.kind == "resume":
-                from rl_natgrad.resume import resume
+            asked = command(sys.argv[1:])
+            if asked.kind == "resume":
+                from rl_natgrad.training.resume import resume
 
-                return resume(Path(command.resume), list(command.overrides), stop)
-            if command.kind == "train":
-                from rl_natgrad.loop import start
+                return resume(Path(asked.resume), list(asked.overrides), stop)
+            if asked.kind == "train":
+                from rl_natgrad.training.loop import start
 
-                return start(command.config, list(command.overrides), stop)
+                return start(asked.config, list(asked.overrides), stop)
         except Stopped:
             print("stop    before the first update", file=sys.stderr)
             return stop.code
     from rl_natgrad.sweep.run import sweep
 
-    return sweep(command)
+    return sweep(asked)
 
 
 def run() -> int:

@@ -20,10 +20,12 @@ import peers
 import torch
 from gymnasium import make as make_env
 
-from rl_natgrad import build, config
-from rl_natgrad.rollout import envs
-from rl_natgrad.rollout.checks import Checks
+from rl_natgrad.config import compose
+from rl_natgrad.envs.checks import Checks
+from rl_natgrad.envs.errors import EnvSetupError
+from rl_natgrad.envs.make import make
 from rl_natgrad.rollout.collector import Collector
+from rl_natgrad.training import build
 
 HORIZON = 256
 Round = Callable[[], tuple[int, float]]  # steps, seconds
@@ -41,8 +43,8 @@ def timed(work: Callable[[], int]) -> tuple[int, float]:
 
 def ours(env: str, backend: str, num_envs: int) -> tuple[dict[str, Round], Callable[[], None]]:
     """Rounds of raw stepping, of collection and of its checks; and what closes the environments."""
-    cfg = config.load([f"env={env}", f"env.backend={backend}", f"num_envs={num_envs}"])
-    made = envs.make(cfg.env, num_envs, cfg.seed)
+    cfg = compose.load([f"env={env}", f"env.backend={backend}", f"num_envs={num_envs}"])
+    made = make(cfg.env, num_envs, cfg.seed)
     policy = build.build_policy(cfg, made.observation_space, made.action_space)
     check = Checks(cfg.env.id, made.observation_space, num_envs)
     collector = Collector(made, HORIZON, np.random.default_rng(0), check)
@@ -69,7 +71,7 @@ def gymnasium(env: str, num_envs: int) -> Round:
     """Gymnasium's own SyncVectorEnv, stepped with random actions computed before."""
     from gymnasium.vector import SyncVectorEnv
 
-    id = config.load([f"env={env}"]).env.id
+    id = compose.load([f"env={env}"]).env.id
     made = SyncVectorEnv([lambda: make_env(id, disable_env_checker=True)] * num_envs)
     made.action_space.seed(0)
     actions = [made.action_space.sample() for _ in range(HORIZON)]
@@ -89,7 +91,7 @@ def peer(name: str) -> Callable[[str, int], Round]:
     """Rounds of another library's own collection, with its default policy (64 × 64 tanh)."""
 
     def rounds(env: str, num_envs: int) -> Round:
-        id = config.load([f"env={env}"]).env.id
+        id = compose.load([f"env={env}"]).env.id
         work = peers.PEERS[name](id, 0, peers.Settings(num_envs, HORIZON)).collect()
         return lambda: timed(work)
 
@@ -117,7 +119,7 @@ def benchmark(env: str, num_envs: int, backends: list[str], seconds: float) -> l
     for backend in backends:
         try:
             mine, close = ours(env, backend, num_envs)
-        except envs.EnvSetupError as error:
+        except EnvSetupError as error:
             print(f"left out: {error}")
             continue
         closing.append(close)

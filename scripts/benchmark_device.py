@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from rl_natgrad import build, config
 from rl_natgrad.algos.problem import Batch, Problem
+from rl_natgrad.config import compose
 from rl_natgrad.policy.policy import as_tensor
+from rl_natgrad.training import build
 
 NETWORKS = {
     "mlp 64×64": (["policy.hidden=[64,64]", "critic.hidden=[64,64]"], (17,)),
@@ -27,7 +28,7 @@ NETWORKS = {
 
 def times(overrides: list[str], shape: tuple[int, ...], device: str, repeats: int, N: int) -> tuple[float, float]:
     """Median milliseconds of (policy update, critic fit) after one that is not counted."""
-    cfg = config.load([*overrides, f"device={device}"])
+    cfg = compose.load([*overrides, f"device={device}"])
     image = len(shape) == 3
     space = spaces.Box(0, 255, shape, np.uint8) if image else spaces.Box(-np.inf, np.inf, shape, np.float32)
     policy = build.build_policy(cfg, space, spaces.Discrete(6))

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from rl_natgrad import config
+from rl_natgrad.config import compose
 from rl_natgrad.run.records import read_rows
 
 BATCH = 2048
@@ -71,7 +71,7 @@ def one(who: str, env: str, id: str, updates: int) -> Run:
 
 def benchmark(env: str, backends: list[str] | None, rounds: int) -> list[str]:
     """Rows of a Markdown table."""
-    id = config.load([f"env={env}"]).env.id
+    id = compose.load([f"env={env}"]).env.id
     names = [*(each for each in BACKENDS[env] if not backends or each in backends), "sb3", "tianshou"]
     speeds: dict[str, list[float]] = {name: [] for name in names}
     long: dict[str, list[Run]] = {name: [] for name in names}

@@ -19,9 +19,9 @@ from pathlib import Path
 
 from classic_control_page import ALGOS, facts, readme
 
-from rl_natgrad import cli
 from rl_natgrad.compare import plot, runs, summary
 from rl_natgrad.compare.options import AXES, CompareError, Options
+from rl_natgrad.config import command as cli
 from rl_natgrad.run.files import write_atomically
 from rl_natgrad.sweep.earlier import Earlier
 

@@ -20,11 +20,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-from rl_natgrad import build, config
 from rl_natgrad.algos.problem import Batch, Problem
+from rl_natgrad.config import compose
+from rl_natgrad.envs.make import make
 from rl_natgrad.optim.fisher import GaussNewton
 from rl_natgrad.policy.networks import AutogradLinearization
-from rl_natgrad.rollout import envs
+from rl_natgrad.training import build
 
 CRITICS = {
     "critic: adam": ["critic=adam"],
@@ -47,8 +48,8 @@ def medians(rows: dict[str, Callable[[], object]], rounds: int) -> dict[str, flo
 
 def problem(env: str, N: int, words: list[str]):
     """The local picture of N random samples, and all that learns from it."""
-    cfg = config.load([f"env={env}", *words])
-    made = envs.make(cfg.env, 1, 0)
+    cfg = compose.load([f"env={env}", *words])
+    made = make(cfg.env, 1, 0)
     made.close()
     policy = build.build_policy(cfg, made.observation_space, made.action_space)
     rng = np.random.default_rng(0)
@@ -86,7 +87,7 @@ def profile(env: str, N: int, hidden: list[int], rounds: int) -> list[str]:
         "policy update": lambda: learner(Problem(policy, batch)),
     }
     for name, critic_words in CRITICS.items():
-        critic = build.build_critic(config.load([f"env={env}", *critic_words, f"critic.hidden={hidden}"]), space)
+        critic = build.build_critic(compose.load([f"env={env}", *critic_words, f"critic.hidden={hidden}"]), space)
         rows[name] = lambda critic=critic: critic.fit(batch)
     ms = medians(rows, rounds)
     info = learner(Problem(policy, batch)).info

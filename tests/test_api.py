@@ -10,8 +10,8 @@ from gymnasium import spaces
 from whole_runs import CRITIC, ROOT, SMALL, only_run, run
 
 import rl_natgrad
-from rl_natgrad import evaluation
-from rl_natgrad.rollout.episode import episode_seed
+from rl_natgrad.envs.episode import episode_seed
+from rl_natgrad.training import evaluation
 
 SHORT = [*SMALL, *CRITIC, "total_steps=300", "env.allow_import=true", "eval.episodes=1"]
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rl_natgrad import cli, config
-from rl_natgrad.config import ConfigError
+from rl_natgrad.config import command as cli
+from rl_natgrad.config import compose
+from rl_natgrad.config.refusals import ConfigError
 
 # words, and what the one line must say
 REFUSED = [
@@ -159,8 +160,11 @@ def split(words: str) -> list[str]:
     return [words] if "{" in words and not words.startswith("-") else parts
 
 
+ANSWER = "import sys; from rl_natgrad.config.command import command; command(sys.argv[1:])"
+
+
 def python(code: str, *argv: str, cwd=None, **env: str) -> subprocess.CompletedProcess:
-    env = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])} | env
+    env = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])} | env
     command = [sys.executable, "-c", code, *argv]
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, encoding="utf-8", timeout=60)
 
@@ -178,7 +182,7 @@ def test_malformed(words, part, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("words", [["algo.max_kl=1"], ["-m", "seed=1,-1"], ["hydra.run.dir=x"]])
 def test_malformed_in_a_process_of_its_own(words, tmp_path):
-    done = python("import sys; from rl_natgrad import cli; cli.command(sys.argv[1:])", *words, cwd=tmp_path)
+    done = python(ANSWER, *words, cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
@@ -187,8 +191,8 @@ def test_malformed_in_a_process_of_its_own(words, tmp_path):
 def test_train():
     asked = cli.parse(["algo=npg", "total_steps=1e6"])
     assert asked.kind == "train" and asked.overrides == ("algo=npg", "total_steps=1e6")
-    assert asked.config == config.load(["algo=npg", "total_steps=1e6"])
-    assert cli.parse([]).config == config.load([])
+    assert asked.config == compose.load(["algo=npg", "total_steps=1e6"])
+    assert cli.parse([]).config == compose.load([])
     assert cli.parse(["resume=null"]).kind == "train"
 
 
@@ -201,10 +205,10 @@ def test_resume_keeps_the_other_words_for_the_run_that_is_resumed():
 def test_cfg_prints_what_load_gives():
     asked = cli.parse(["--cfg", "job", "algo=pg"])
     tree = yaml.safe_load(asked.text)
-    assert asked.kind == "cfg" and config.validate(tree) == config.load(["algo=pg"])
+    assert asked.kind == "cfg" and compose.validate(tree) == compose.load(["algo=pg"])
     assert "solver" not in tree and tree["resume"] is None
     part = yaml.safe_load(cli.parse(["-c", "job", "-p", "env", "env=Pendulum"]).text)
-    assert part == {"env": config.load(["env=Pendulum"]).env.model_dump()}
+    assert part == {"env": compose.load(["env=Pendulum"]).env.model_dump()}
 
 
 # sweeps
@@ -271,10 +275,10 @@ def test_multirun_of_one_job():
 
 def test_help_has_a_line_for_every_file_and_every_common_key():
     text = cli.parse(["algo=nonsense", "--help"]).text
-    for group, names in config.choices().items():
+    for group, names in compose.choices().items():
         assert f"\n{group}=…" in text
         for name in names:
-            title = next(line for line in (config.config_dir() / group / f"{name}.yaml").read_text().splitlines()
+            title = next(line for line in (compose.config_dir() / group / f"{name}.yaml").read_text().splitlines()
                          if not line.startswith("# @"))
             assert any(line.split()[0] == name and line.split()[1] == title.split()[1]
                        for line in text.splitlines() if line.startswith("  "))
@@ -291,7 +295,7 @@ def test_help_examples_are_accepted():
 def test_help_and_version_exit_0(tmp_path):
     parts = {"--help": "usage:", "-h": "usage:", "--version": "rl_natgrad 0.", "--cfg=job": "seed: 0"}
     for option, part in parts.items():
-        done = python("import sys; from rl_natgrad import cli; cli.command(sys.argv[1:])", option, cwd=tmp_path,
+        done = python(ANSWER, option, cwd=tmp_path,
                       PYTHONIOENCODING="ascii")
         assert done.returncode == 0 and part in done.stdout and done.stderr == ""
     assert list(tmp_path.iterdir()) == []
@@ -299,12 +303,12 @@ def test_help_and_version_exit_0(tmp_path):
 
 @pytest.mark.parametrize("words", [["--help"], ["algo=npg"], ["-m", "seed=1,2"], ["algo.max_kl=1"]])
 def test_nothing_heavy_is_imported(words):
-    code = ("import sys; from rl_natgrad import cli\ntry: cli.command(sys.argv[1:])\nexcept SystemExit: pass\n"
+    code = (f"try:\n    {ANSWER}\nexcept SystemExit:\n    pass\n"
             "print('heavy:', sorted({'torch', 'gymnasium', 'numpy', 'matplotlib'} & {*sys.modules}))")
     assert python(code, *words).stdout.splitlines()[-1] == "heavy: []"
 
 
 def test_a_hydra_callback_on_the_command_line_does_not_run(tmp_path):
     words = ["hydra.callbacks.x._target_=os.mkdir", "+hydra.callbacks.x.path=made"]
-    done = python("import sys; from rl_natgrad import cli; cli.command(sys.argv[1:])", *words, cwd=tmp_path)
+    done = python(ANSWER, *words, cwd=tmp_path)
     assert done.returncode == 2 and list(tmp_path.iterdir()) == []

@@ -9,9 +9,9 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rl_natgrad import config, schema
-from rl_natgrad.config import Config, ConfigError
-from rl_natgrad.config_errors import ELSEWHERE, leaves, nearest
+from rl_natgrad.config import compose, schema
+from rl_natgrad.config.refusals import ELSEWHERE, ConfigError, leaves, nearest
+from rl_natgrad.config.schema import Config
 
 GROUPS = {  # written down again, so that a file or a name that goes missing is noticed
     "algo": ["npg", "pg", "reinforce", "trpo"],
@@ -27,12 +27,12 @@ TAKES = {
     "npg": ["solver", "fisher", "critic"],
     "trpo": ["solver", "fisher", "critic"],
 }
-FILES = sorted(file for file in config.config_dir().rglob("*.yaml") if file.parent.name != "experiment")
+FILES = sorted(file for file in compose.config_dir().rglob("*.yaml") if file.parent.name != "experiment")
 
 
 def refusal(*overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        config.load(overrides)
+        compose.load(overrides)
     text = str(caught.value)
     assert text and "\n" not in text
     return text
@@ -40,7 +40,7 @@ def refusal(*overrides: str) -> str:
 
 def test_files_and_schema_agree_on_the_choices():
     for group, names in GROUPS.items():
-        assert config.choices()[group] == names == sorted(schema.MODELS[group])
+        assert compose.choices()[group] == names == sorted(schema.MODELS[group])
 
 
 @pytest.mark.parametrize("algo", TAKES)
@@ -49,18 +49,18 @@ def test_each_algorithm_takes_every_choice_of_its_groups_and_no_other_group(algo
     for name in GROUPS[group]:
         words = [f"algo={algo}", f"{group}={name}"]
         if group in TAKES[algo]:
-            assert getattr(config.load(words), group).name == name
+            assert getattr(compose.load(words), group).name == name
         else:
-            assert getattr(config.load(words[:1]), group) is None
+            assert getattr(compose.load(words[:1]), group) is None
             owners = [other for other in TAKES if group in TAKES[other]]
             line = refusal(*words)
             assert line.startswith(f"{group} belongs to ") and all(owner in line for owner in owners)
 
 
-@pytest.mark.parametrize("name", config.choices()["env"])
+@pytest.mark.parametrize("name", compose.choices()["env"])
 def test_each_environment_file_composes(name):
     extra = ["env.id=CartPole-v1"] if name == "default" else []
-    assert config.load([f"env={name}", *extra]).env.id.split("-v")[1].isdigit()
+    assert compose.load([f"env={name}", *extra]).env.id.split("-v")[1].isdigit()
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
@@ -76,12 +76,12 @@ def test_each_file_says_what_it_is_and_what_each_key_means(file: Path):
 def test_files_hold_every_key_that_the_schema_reads():
     for group, models in schema.MODELS.items():
         for name, model in models.items():
-            tree = yaml.safe_load((config.config_dir() / group / f"{name}.yaml").read_text())
+            tree = yaml.safe_load((compose.config_dir() / group / f"{name}.yaml").read_text())
             assert set(tree) - {"defaults"} == set(model.model_fields)
 
 
 def test_defaults_are_those_of_the_design():
-    cfg = config.load([])
+    cfg = compose.load([])
     assert (cfg.algo.name, cfg.solver.name, cfg.fisher.name) == ("trpo", "cg", "gauss_newton")
     assert (cfg.env.id, cfg.env.backend) == ("CartPole-v1", "auto")
     assert (cfg.seed, cfg.total_steps, cfg.num_envs, cfg.horizon, cfg.device) == (0, 100_000, 8, 256, "cpu")
@@ -91,44 +91,44 @@ def test_defaults_are_those_of_the_design():
 
 @pytest.mark.parametrize("word", ["total_steps=1e6", "total_steps=1_000_000", "total_steps=1000000"])
 def test_steps_may_be_written_as_people_write_them(word):
-    steps = config.load([word]).total_steps
+    steps = compose.load([word]).total_steps
     assert steps == 1_000_000 and type(steps) is int
 
 
 def test_values_arrive():
     words = ["eval={episodes: 5, every: 2}", "env.kwargs={gravity: 9.8}", "env.kwargs.deep.er=1", "algo.lr=0.1",
              "policy.hidden=[32]", "sweep.job_timeout=60", "runs_dir='a b'", "algo=npg"]
-    cfg = config.load(words)
+    cfg = compose.load(words)
     assert (cfg.eval.episodes, cfg.eval.every, cfg.policy.hidden) == (5, 2, [32])
     assert cfg.env.kwargs == {"gravity": 9.8, "deep": {"er": 1}}
     assert (cfg.sweep.job_timeout, cfg.runs_dir, cfg.algo.lr) == (60, "a b", 0.1)
 
 
 def test_one_load_does_not_change_the_next():
-    config.load(["env.kwargs.x=1", "policy.hidden=[1]"])
-    assert config.load([]) == config.load([]) and config.load([]).env.kwargs == {}
+    compose.load(["env.kwargs.x=1", "policy.hidden=[1]"])
+    assert compose.load([]) == compose.load([]) and compose.load([]).env.kwargs == {}
 
 
 @pytest.mark.parametrize("words", [[f"algo={algo}"] for algo in TAKES] + [["policy=cnn", "env.kwargs={a: [1]}"]])
 def test_a_stored_configuration_reads_back_equal(words):
-    cfg = config.load(words)
-    assert config.validate(json.loads(json.dumps(cfg.model_dump(mode="json")))) == cfg
+    cfg = compose.load(words)
+    assert compose.validate(json.loads(json.dumps(cfg.model_dump(mode="json")))) == cfg
 
 
 # env=<name>
 
 
 def test_an_id_that_has_a_file_is_that_file():
-    assert config.load(["env=CartPole-v1"]) == config.load(["env=CartPole"])
-    assert config.load(["env=Pendulum-v1"]) == config.load(["env=Pendulum"])
+    assert compose.load(["env=CartPole-v1"]) == compose.load(["env=CartPole"])
+    assert compose.load(["env=Pendulum-v1"]) == compose.load(["env=Pendulum"])
 
 
 def test_other_ids_use_the_default_file():
-    assert config.load(["env=Taxi-v4"]) == config.load(["env=default", "env.id=Taxi-v4"])
-    cfg = config.load(["env=some.module:My-v0", "env.allow_import=true"])
+    assert compose.load(["env=Taxi-v4"]) == compose.load(["env=default", "env.id=Taxi-v4"])
+    cfg = compose.load(["env=some.module:My-v0", "env.allow_import=true"])
     assert cfg.env.id == "some.module:My-v0" and cfg.env.allow_import
-    assert config.load(["env=ALE/Pong-v5"]).env.id == "ALE/Pong-v5"
-    assert config.load(["env=Pong-v5", "env.backend=envpool"]).env.id == "Pong-v5"
+    assert compose.load(["env=ALE/Pong-v5"]).env.id == "ALE/Pong-v5"
+    assert compose.load(["env=Pong-v5", "env.backend=envpool"]).env.id == "Pong-v5"
 
 
 @pytest.mark.parametrize("words, parts", [
@@ -155,8 +155,8 @@ ALLOWED = {"total_steps", "eval.every", "checkpoint.keep"}
 
 
 def test_allowed_keys_of_a_stored_run_change():
-    stored = config.load(["algo=pg", "seed=3"])
-    cfg = config.override(stored, ["total_steps=2e5", "eval.every=4"], ALLOWED)
+    stored = compose.load(["algo=pg", "seed=3"])
+    cfg = compose.override(stored, ["total_steps=2e5", "eval.every=4"], ALLOWED)
     assert (cfg.total_steps, cfg.eval.every, cfg.seed, cfg.algo) == (200_000, 4, 3, stored.algo)
     assert stored.total_steps == 100_000
 
@@ -171,7 +171,7 @@ def test_allowed_keys_of_a_stored_run_change():
 ])  # fmt: skip
 def test_other_keys_of_a_stored_run_are_refused_by_name(word, parts):
     with pytest.raises(ConfigError) as caught:
-        config.override(config.load(["algo=pg"]), [word], ALLOWED)
+        compose.override(compose.load(["algo=pg"]), [word], ALLOWED)
     assert all(part in str(caught.value) for part in parts), str(caught.value)
 
 
@@ -179,7 +179,7 @@ def test_other_keys_of_a_stored_run_are_refused_by_name(word, parts):
 
 
 def test_names_of_other_libraries_lead_to_keys_that_exist():
-    every = {key for algo in TAKES for key in leaves(config.load([f"algo={algo}"]).model_dump())} | set(GROUPS)
+    every = {key for algo in TAKES for key in leaves(compose.load([f"algo={algo}"]).model_dump())} | set(GROUPS)
     assert {key for keys in ELSEWHERE.values() for key in keys} <= every
     assert not set(ELSEWHERE) & {key for key in every if "." not in key}
 
@@ -234,16 +234,16 @@ def test_nearest_prefers_the_last_part_of_a_name():
     ({"num_envs": 60_000, "horizon": 10**9}, "horizon × num_envs"),
 ])  # fmt: skip
 def test_a_hostile_file_is_refused(change, part):
-    tree = config.load([]).model_dump(mode="json") | change
+    tree = compose.load([]).model_dump(mode="json") | change
     with pytest.raises(ConfigError) as caught:
-        config.validate(tree)
+        compose.validate(tree)
     assert part in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("tree", [None, [], 3, "x", {}])
 def test_what_is_no_configuration_is_refused(tree):
     with pytest.raises(ConfigError):
-        config.validate(tree)
+        compose.validate(tree)
 
 
 words = st.one_of(
@@ -260,7 +260,7 @@ words = st.one_of(
 @example(["k" * 100_000 + "=1"])
 def test_any_words_give_a_configuration_or_one_line(overrides):
     try:
-        cfg = config.load(overrides)
+        cfg = compose.load(overrides)
     except ConfigError as e:
         assert str(e) and len(str(e).splitlines()) == 1 and len(str(e)) <= 600
     else:

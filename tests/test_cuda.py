@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from rl_natgrad import config
-from rl_natgrad.training import Training
+from rl_natgrad.config import compose
+from rl_natgrad.training.iteration import Training
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 SMALL = ["num_envs=4", "horizon=64", "torch_threads=1"]
@@ -16,7 +16,7 @@ SMALL = ["num_envs=4", "horizon=64", "torch_threads=1"]
 def test_first_update_is_the_cpus_to_rounding(algo, env):
     thetas = {}
     for device in ("cpu", "cuda"):
-        training = Training(config.load([f"algo={algo}", f"env={env}", f"device={device}", *SMALL]))
+        training = Training(compose.load([f"algo={algo}", f"env={env}", f"device={device}", *SMALL]))
         training.iterate()
         thetas[device] = training.policy.theta
         training.close()
@@ -26,7 +26,7 @@ def test_first_update_is_the_cpus_to_rounding(algo, env):
 
 @pytest.mark.parametrize("critic", ["adam", "lbfgs", "trust_region"])
 def test_every_part_of_the_update_lives_on_the_gpu(critic):
-    training = Training(config.load(["env=CartPole", "device=cuda", f"critic={critic}", *SMALL]))
+    training = Training(compose.load(["env=CartPole", "device=cuda", f"critic={critic}", *SMALL]))
     batch = training.batch(training.collector.collect(training.policy))
     assert batch.obs.is_cuda and batch.action.is_cuda and batch.adv.is_cuda and batch.ret.is_cuda
     training.learn(batch)
@@ -38,7 +38,7 @@ def test_every_part_of_the_update_lives_on_the_gpu(critic):
 def test_fisher_product_equals_the_cpus():
     products = {}
     for device in ("cpu", "cuda"):
-        training = Training(config.load(["env=Pendulum", f"device={device}", *SMALL]))
+        training = Training(compose.load(["env=Pendulum", f"device={device}", *SMALL]))
         obs = torch.from_numpy(np.random.default_rng(0).normal(size=(500, 3)).astype(np.float32)).to(device)
         lin = training.policy.linearize(training.policy.theta, obs)
         v = torch.ones(lin.size, device=device) / lin.size
@@ -48,13 +48,13 @@ def test_fisher_product_equals_the_cpus():
 
 
 def test_cuda_run_learns_and_resumes(tmp_path):
-    from rl_natgrad import state
+    from rl_natgrad.training import state
 
-    training = Training(config.load(["env=CartPole", "device=cuda", "seed=1"]))
+    training = Training(compose.load(["env=CartPole", "device=cuda", "seed=1"]))
     while training.step < 40_000:
         training.iterate()
     assert training.train_return > 150
-    other = Training(config.load(["env=CartPole", "device=cuda", "seed=1"]))
+    other = Training(compose.load(["env=CartPole", "device=cuda", "seed=1"]))
     state.put(other, state.take(training))
     for t in (training, other):
         t.iterate()

@@ -13,9 +13,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from rl_natgrad.rollout import envs
-from rl_natgrad.rollout.checks import Checks
-from rl_natgrad.rollout.episode import episode_seed
+from rl_natgrad.envs import make as envs
+from rl_natgrad.envs.checks import Checks
+from rl_natgrad.envs.episode import episode_seed
+from rl_natgrad.envs.errors import EnvError, EnvSetupError
 
 TESTS = Path(__file__).parent
 BACKENDS = ["sync", "async", "split"]
@@ -268,7 +269,7 @@ def test_auto_never_depends_on_extras_and_can_be_restored(opened):
 )
 def test_what_cannot_be_made_is_one_line(id, backend, allow, kwargs, told):
     cfg = SimpleNamespace(id=id, backend=backend, allow_import=allow, timeout=60.0, kwargs=kwargs)
-    with pytest.raises(envs.EnvSetupError, match=re.escape(told)) as error:
+    with pytest.raises(EnvSetupError, match=re.escape(told)) as error:
         envs.make(cfg, 2, 0)
     assert "\n" not in str(error.value)
 
@@ -339,7 +340,7 @@ def misbehave(how, backend, timeout=60.0):
     victim = episode_seed(0, 1, 0)
     e = make("environments:Misbehaving-v0", backend, 3, timeout=timeout, how=how, victim=victim)
     try:
-        with pytest.raises(envs.EnvError) as error:
+        with pytest.raises(EnvError) as error:
             obs, rows = [e.reset().copy()], []
             for a in actions(e, 8):
                 rows.append(tuple(x.copy() for x in e.step(a)))
@@ -391,10 +392,10 @@ def test_a_dead_worker_is_named(how):
 def test_an_error_in_a_worker_keeps_its_traceback(opened):
     e = opened("environments:Misbehaving-v0", "async", how="step raises", at=1)
     e.reset()
-    with pytest.raises(envs.EnvError) as error:
+    with pytest.raises(EnvError) as error:
         e.step(actions(e, 1)[0])
     assert "in _raise" in str(error.value.__cause__)
-    with pytest.raises(envs.EnvError, match="have ended"):
+    with pytest.raises(EnvError, match="have ended"):
         e.step(actions(e, 1)[0])
 
 

@@ -42,7 +42,7 @@ def trained(tmp_path_factory):
                 patch.syspath_prepend(ROOT / "tests")
                 words = FOLDERS[name]
                 if name == "Misbehaving":  # it never ends an episode by itself
-                    patch.setattr("rl_natgrad.evaluation.play", lambda *args: play(*args, limit=20))
+                    patch.setattr("rl_natgrad.training.evaluation.play", lambda *args: play(*args, limit=20))
                 runs_dir = tmp_path_factory.mktemp("runs") / "runs"
                 assert run(patch, *SHORT, *words, f"runs_dir={runs_dir}") == 0
                 made[name] = only_run(runs_dir)

@@ -13,7 +13,8 @@ PACKAGE = Path(rl_natgrad.__file__).parent
 LAYERS = {
     "optim": {"torch"},
     "policy": {"torch", "numpy", "gymnasium", "optim.fisher"},  # fisher: only the type of a linearisation
-    "rollout": {"torch", "numpy", "gymnasium", "envpool", "ale_py", "mujoco"},
+    "envs": {"numpy", "gymnasium", "envpool", "ale_py", "mujoco"},
+    "rollout": {"torch", "numpy"},
     "algos": {"torch", "numpy", "optim"},
     "run": {"torch", "numpy", "rich", "safetensors", "tensorboard"},
 }

@@ -139,12 +139,12 @@ MUTANTS = {  # name: (file, what it says, what the mutant says, tests that must 
     "clipped action stored": (
         "rollout/collector.py", "action[t] = a\n", "action[t] = a.clip(-1, 1)\n", "collector"),
     "advantage normalised without epsilon": (
-        "training.py", "(adv.std() + 1e-8)", "adv.std()", "training probes"),
+        "training/iteration.py", "(adv.std() + 1e-8)", "adv.std()", "training probes"),
     "advantage divided by its variance": (
-        "training.py", "(adv.std() + 1e-8)", "(adv.var() + 1e-8)", "training"),
+        "training/iteration.py", "(adv.std() + 1e-8)", "(adv.var() + 1e-8)", "training"),
     "observations normalised before they are scored": (
-        "training.py", "flat = rollout.obs", "getattr(self.policy.observe, 'update', len)(rollout.obs[0])\n"
-        "        flat = rollout.obs", "training"),
+        "training/iteration.py", "flat = rollout.obs",
+        "getattr(self.policy.observe, 'update', len)(rollout.obs[0])\n        flat = rollout.obs", "training"),
 }  # fmt: skip
 
 

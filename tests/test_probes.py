@@ -4,9 +4,9 @@ import numpy as np
 import probes
 import pytest
 
-from rl_natgrad import config
+from rl_natgrad.config import compose
 from rl_natgrad.policy.policy import as_tensor
-from rl_natgrad.training import Training
+from rl_natgrad.training.iteration import Training
 
 LEARNERS = {
     "reinforce": ["optimizer.lr=0.05"],
@@ -20,7 +20,7 @@ GAMMA = 0.5
 
 def training(probe, learner, *overrides):
     critic = ["critic.hidden=[16]", "critic.lr=0.01", "critic.minibatch=256"] if learner in WITH_CRITIC else []
-    return Training(config.load([
+    return Training(compose.load([
         f"algo={learner}", f"env=probes:{probe}-v0", "env.allow_import=true", "num_envs=8", "horizon=64",
         "policy.hidden=[16]", f"algo.gamma={GAMMA}", *LEARNERS[learner], *critic, *overrides,
     ]))  # fmt: skip

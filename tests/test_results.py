@@ -12,7 +12,7 @@ import pytest
 from fake_runs import learning_curve, write_run
 from whole_runs import ROOT
 
-from rl_natgrad import cli
+from rl_natgrad.config import command as cli
 from rl_natgrad.run.records import find_runs, read_rows
 
 SEEDS = 6

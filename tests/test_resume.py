@@ -9,17 +9,18 @@ import torch
 from gymnasium.envs.classic_control import PendulumEnv
 from whole_runs import CRITIC, ENVS, SMALL, assert_equal, checkpoints, copy, curves, facts, only_run, outcome, run
 
-from rl_natgrad import config, resume
+from rl_natgrad.config import compose
 from rl_natgrad.run import checkpoint, lock
 from rl_natgrad.run.records import read_rows
+from rl_natgrad.training import resume
 
 STEPS = 5000  # 20 updates of 256 rows, or some more where many rows are resets
 RECIPES = {
     "reinforce": ["algo=reinforce"],
-    **{f"pg-{name}": ["algo=pg", f"optimizer={name}"] for name in config.choices()["optimizer"]},
-    **{f"npg-{name}": ["algo=npg", f"solver={name}"] for name in config.choices()["solver"]},
-    **{f"trpo-{name}": ["algo=trpo", f"fisher={name}"] for name in config.choices()["fisher"]},
-    **{f"critic-{name}": ["algo=trpo", f"critic={name}"] for name in config.choices()["critic"]},
+    **{f"pg-{name}": ["algo=pg", f"optimizer={name}"] for name in compose.choices()["optimizer"]},
+    **{f"npg-{name}": ["algo=npg", f"solver={name}"] for name in compose.choices()["solver"]},
+    **{f"trpo-{name}": ["algo=trpo", f"fisher={name}"] for name in compose.choices()["fisher"]},
+    **{f"critic-{name}": ["algo=trpo", f"critic={name}"] for name in compose.choices()["critic"]},
     "sampled-fisher": ["algo=trpo", "fisher.fraction=0.3"],
     "not-normalised": ["algo=trpo", "env.normalize_obs=false", "env.normalize_return=false"],
     "evaluated": ["algo=trpo", "eval.every=2"],

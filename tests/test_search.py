@@ -12,8 +12,8 @@ import pytest
 from test_sweep import PROBE, environment, report, start, sweep
 from whole_runs import wait_until
 
-from rl_natgrad import cli
-from rl_natgrad.config import ConfigError
+from rl_natgrad.config import command as cli
+from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.run import folder
 from rl_natgrad.run.logger import Logger
 from rl_natgrad.sweep.cluster import Cluster

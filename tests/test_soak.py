@@ -5,8 +5,8 @@ import os
 import pytest
 from whole_runs import only_run, run
 
-from rl_natgrad import loop
 from rl_natgrad.run.records import read_rows
+from rl_natgrad.training import loop
 
 TINY = ["num_envs=2", "horizon=4", "policy.hidden=[4]", "critic.hidden=[4]", "critic.epochs=1",
         "solver.max_iter=2", "eval.episodes=1", "eval.every=1000", "env.backend=sync"]  # fmt: skip

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from rl_natgrad.rollout.errors import EnvError, EnvSetupError
-from rl_natgrad.rollout.spaces import ObservationMap, action_map
+from rl_natgrad.envs.errors import EnvError, EnvSetupError
+from rl_natgrad.envs.spaces import ObservationMap, action_map
 
 INF = np.inf
 

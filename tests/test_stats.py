@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from rl_natgrad import stats
+from rl_natgrad.compare import stats
 
 
 def slow_iqm(values: list[float]) -> float:

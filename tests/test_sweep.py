@@ -16,13 +16,14 @@ import pytest
 import whole_runs
 from whole_runs import ROOT, SMALL, facts, wait_until
 
-from rl_natgrad import cli, config
-from rl_natgrad.config import ConfigError
+from rl_natgrad.config import command as cli
+from rl_natgrad.config import compose
+from rl_natgrad.config.experiment import unfold
+from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.run import folder, lock
 from rl_natgrad.sweep import pool as pools
 from rl_natgrad.sweep import table
 from rl_natgrad.sweep.earlier import Earlier
-from rl_natgrad.sweep.experiment import unfold
 from rl_natgrad.sweep.job import Job
 from rl_natgrad.sweep.plan import Listed, new_job, resuming
 from rl_natgrad.sweep.pool import Pool
@@ -33,13 +34,13 @@ PROBE = ["env=sweep_environments:Sweep-v0", "env.allow_import=true", "env.backen
 
 
 def job(number: int, tmp_path: Path, *overrides: str) -> Job:
-    return new_job(number, list(overrides), config.load(overrides), tmp_path)
+    return new_job(number, list(overrides), compose.load(overrides), tmp_path)
 
 
 def stored(runs: Path, *overrides: str, outcome: str = "finished", checkpoint: bool = False) -> Path:
     """A run's folder as a run of these overrides leaves it."""
     path = folder.create(runs, "CartPole-v1", "trpo", 0)
-    tree = config.load(overrides).model_dump(mode="json")
+    tree = compose.load(overrides).model_dump(mode="json")
     record = folder.RunRecord.start(
         path, command="", config=tree, threads=1, device="cpu", backend="sync", restorable=True
     )
@@ -283,7 +284,7 @@ def test_runs_are_matched_by_their_resolved_configuration(tmp_path):
     (runs / "not a run").mkdir()
     (runs / "not a run" / "run.json").write_text("{")
     earlier = Earlier([str(runs), str(runs)])
-    take = lambda *words: earlier.take(config.load(words))  # noqa: E731
+    take = lambda *words: earlier.take(compose.load(words))  # noqa: E731
     assert take("env=CartPole-v1", "algo.delta=2e-2", "algo=trpo", "sweep.jobs=2").path == one
     assert take("seed=3", "algo=npg").path == two and take("seed=3", "algo=npg").path == two
     assert take("seed=3") is None and take("algo=npg") is None and take("algo.delta=0.02", "horizon=128") is None
@@ -294,7 +295,7 @@ def test_an_interrupted_run_goes_on_once_and_a_failed_one_starts_anew(tmp_path):
     interrupted.append(stored(tmp_path, outcome="stopped"))  # without a checkpoint, it begins anew in its folder
     broken = stored(tmp_path, outcome="failed", checkpoint=True)
     (broken / "traceback.txt").touch()
-    earlier, cfg = Earlier([str(tmp_path)]), config.load([])
+    earlier, cfg = Earlier([str(tmp_path)]), compose.load([])
     taken = list(itertools.takewhile(bool, (earlier.take(cfg) for _ in range(9))))
     assert sorted(found.path for found in taken) == sorted(interrupted) and taken[-1].path == interrupted[-1]
     finished = stored(tmp_path)
@@ -346,10 +347,10 @@ def test_sweeps_started_at_once_share_no_folder(tmp_path):
 # experiments
 
 
-@pytest.mark.parametrize("name", config.choices()["experiment"])
+@pytest.mark.parametrize("name", compose.choices()["experiment"])
 def test_each_experiment_composes_and_says_its_command(name):
     asked = cli.parse(["-m", f"experiment={name}"])
-    title, command = (config.config_dir() / "experiment" / f"{name}.yaml").read_text().splitlines()[:2]
+    title, command = (compose.config_dir() / "experiment" / f"{name}.yaml").read_text().splitlines()[:2]
     assert command == f"# python -m rl_natgrad.train -m experiment={name}"
     assert f" {len(asked.jobs)} runs" in title
 
@@ -358,8 +359,8 @@ def test_an_experiment_is_its_words_and_those_beside_it_win(tmp_path, monkeypatc
     text = "algo: pg,npg\nseed: range(2)\npolicy.hidden: '[8],[8,8]'\n---\nalgo: trpo\ntotal_steps: 1e4\n"
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "x.yaml").write_text(text)
-    monkeypatch.setattr(config, "config_dir", lambda: tmp_path)
-    monkeypatch.setattr(config, "choices", lambda: {"experiment": ["x"]})
+    monkeypatch.setattr(compose, "config_dir", lambda: tmp_path)
+    monkeypatch.setattr(compose, "choices", lambda: {"experiment": ["x"]})
     assert unfold(["seed=1"]) == [["seed=1"]]
     assert unfold(["horizon=64", "experiment=x", "seed=7"]) == [
         ["algo=pg,npg", "seed=7", "policy.hidden=[8],[8,8]", "horizon=64"],

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-import rl_natgrad.training as module
-from rl_natgrad import config, state
+import rl_natgrad.training.iteration as module
 from rl_natgrad.algos.critic import NoCritic
 from rl_natgrad.algos.problem import Problem
+from rl_natgrad.config import compose
+from rl_natgrad.envs.make import EnvError
 from rl_natgrad.optim import fisher as fishers
 from rl_natgrad.rollout.collector import Rollout
-from rl_natgrad.rollout.envs import EnvError
-from rl_natgrad.training import GIVE_UP, NotFinite, Training
+from rl_natgrad.training import state
+from rl_natgrad.training.iteration import GIVE_UP, NotFinite, Training
 
 LEARNERS = ["reinforce", "pg", "npg", "trpo"]
 KL_STEPS = ["npg", "trpo"]
@@ -31,7 +32,7 @@ def make():
         base += [] if learner == "reinforce" else ["critic.hidden=[16]"]
         for override in (*base, *overrides):
             made[override.split("=")[0]] = override
-        runs.append(Training(config.load([f"algo={learner}", f"env={env}", *made.values()])))
+        runs.append(Training(compose.load([f"algo={learner}", f"env={env}", *made.values()])))
         return runs[-1]
 
     runs: list[Training] = []

@@ -9,14 +9,14 @@ import pytest
 import torch
 from oracles import make_policy, make_problem
 
-from rl_natgrad import config
 from rl_natgrad.algos.critic import AdamFit, Critic
+from rl_natgrad.config import compose
 from rl_natgrad.optim.first_order import Adam
 from rl_natgrad.optim.fisher import GaussNewton
 from rl_natgrad.policy.heads import Categorical, DiagGaussian
 from rl_natgrad.policy.mlp import MLP, LinearizedMLP, LinearizedMLPAlong, SquaredError
 from rl_natgrad.policy.policy import Policy
-from rl_natgrad.training import Training
+from rl_natgrad.training.iteration import Training
 
 ITERATIONS = 7
 
@@ -64,7 +64,7 @@ def peak():
 
 def training(env: str, *words: str) -> Training:
     words = (*words, "num_envs=4", "horizon=64", "policy.hidden=[16,16]")
-    return Training(config.load([f"env={env}", *words]))
+    return Training(compose.load([f"env={env}", *words]))
 
 
 @pytest.mark.parametrize("algo", ["npg", "trpo"])

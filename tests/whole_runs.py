@@ -78,7 +78,7 @@ class Fork:
 
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["whole_runs", "rl_natgrad.resume"])
+SERVER.set_forkserver_preload(["whole_runs", "rl_natgrad.training.resume"])
 
 
 def _forked(words: list[str], output: str, env: dict[str, str]) -> None:

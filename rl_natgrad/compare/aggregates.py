@@ -7,10 +7,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from rl_natgrad.compare.stats import Array
 from rl_natgrad.compare.summary import Comparison, band
 from rl_natgrad.run.events import EventFile, layout
 from rl_natgrad.run.files import write_json
-from rl_natgrad.stats import Array
 
 MARK = "compare.json"
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from rl_natgrad.compare.options import CompareError, Options
+from rl_natgrad.compare.stats import Array
 from rl_natgrad.run.records import find_runs, read_record, read_rows
-from rl_natgrad.stats import Array
 
 # What says nothing about the method: who, where, how long, how observed. A longer run starts with the shorter one.
 IGNORED = ("seed", "total_steps", "runs_dir", "resume", "env.timeout", "env.allow_import")

@@ -12,10 +12,10 @@ from itertools import combinations
 
 import numpy as np
 
-from rl_natgrad import stats
+from rl_natgrad.compare import stats
 from rl_natgrad.compare.options import AXES, CompareError, Options
 from rl_natgrad.compare.runs import Run
-from rl_natgrad.stats import Array
+from rl_natgrad.compare.stats import Array
 
 LAST = 0.1  # the final score of a run is its mean over this last share of the common range
 FEW = 5  # seeds; below, a bootstrap interval is too narrow to be trusted

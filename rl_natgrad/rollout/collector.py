@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 class Envs(Protocol):
-    """What the collector needs of vector environments; see rollout/envs.py for the contract."""
+    """What the collector needs of vector environments; see envs/make.py for the contract."""
 
     num_envs: int
 

@@ -9,9 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rl_natgrad.config import ConfigError
-from rl_natgrad.config_errors import did_you_mean, listing
-from rl_natgrad.overrides import read
+from rl_natgrad.config.overrides import read
+from rl_natgrad.config.refusals import ConfigError, did_you_mean, listing
 from rl_natgrad.sweep.job import announced
 from rl_natgrad.sweep.plan import resuming
 from rl_natgrad.sweep.process import Process

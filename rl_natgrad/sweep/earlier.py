@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rl_natgrad.config import Config
+from rl_natgrad.config.schema import Config
 from rl_natgrad.run import lock
 from rl_natgrad.run.records import find_runs, read_record
 

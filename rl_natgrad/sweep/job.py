@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from rl_natgrad.config import Config
+from rl_natgrad.config.schema import Config
 from rl_natgrad.run.folder import RunRecord
 from rl_natgrad.run.records import METRICS, read_record
 

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from rl_natgrad.config import Config
+from rl_natgrad.config.schema import Config
 from rl_natgrad.sweep.earlier import Earlier
 from rl_natgrad.sweep.job import Job, counts, newest_row
 

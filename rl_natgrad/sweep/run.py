@@ -8,13 +8,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rl_natgrad import cli
-from rl_natgrad.cli import Command
-from rl_natgrad.config import ConfigError
+from rl_natgrad.config.command import Command
+from rl_natgrad.config.command import Job as Asked
+from rl_natgrad.config.refusals import ConfigError
+from rl_natgrad.config.schema import Sweep as SweepKeys
 from rl_natgrad.run.files import write_json
 from rl_natgrad.run.folder import command_line
 from rl_natgrad.run.progress import duration
-from rl_natgrad.schema import Sweep as SweepKeys
 from rl_natgrad.sweep.cluster import Cluster
 from rl_natgrad.sweep.earlier import Earlier
 from rl_natgrad.sweep.job import Job, counts
@@ -53,7 +53,7 @@ def sweep(command: Command) -> int:
 class Local:
     """Starts jobs on this machine, by default as many at once as there are cores for their threads."""
 
-    def __init__(self, jobs: Sequence[cli.Job]):
+    def __init__(self, jobs: Sequence[Asked]):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.at_once = max(cores // max(job.config.torch_threads for job in jobs), 1)
 
@@ -71,7 +71,7 @@ def _create(sweeps: Path) -> Path:
             return path
 
 
-def _listed(asked: Sequence[cli.Job], folder: Path) -> Listed:
+def _listed(asked: Sequence[Asked], folder: Path) -> Listed:
     jobs = [new_job(n, job.overrides, job.config, folder) for n, job in enumerate(asked, 1)]
     going_on = jobs[0].config.sweep.skip_finished
     return Listed(jobs, Earlier(job.config.runs_dir for job in jobs) if going_on else None)

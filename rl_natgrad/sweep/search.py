@@ -7,10 +7,10 @@ from typing import Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
-from rl_natgrad import config
-from rl_natgrad.cli import Command
-from rl_natgrad.config import ConfigError
-from rl_natgrad.overrides import expand, read
+from rl_natgrad.config import compose
+from rl_natgrad.config.command import Command
+from rl_natgrad.config.overrides import expand, read
+from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.run import lock
 from rl_natgrad.run.progress import number
 from rl_natgrad.run.records import read_rows
@@ -168,7 +168,7 @@ class Search:
         for seed in self._seeds:
             words = [*self._fixed, *chosen, *seed]
             label = " ".join([*chosen, *(seed if len(self._seeds) > 1 else [])])
-            job = new_job(len(self.jobs) + 1, words, config.load(words), self._folder, label)
+            job = new_job(len(self.jobs) + 1, words, compose.load(words), self._folder, label)
             if self._earlier:
                 adopt(job, self._earlier)
             self.jobs.append(job)
@@ -212,7 +212,7 @@ def _distribution(kinds: Any, override: Override) -> Any:
         whole = isinstance(value.start, int) and isinstance(value.end, int)
         kind = kinds.IntDistribution if whole else kinds.FloatDistribution
         return kind(value.start, value.end, log="log" in value.tags)
-    words = [word for [word] in expand([_line(override)], config.choices())]
+    words = [word for [word] in expand([_line(override)], compose.choices())]
     if isinstance(value, RangeSweep) and all(isinstance(x, int) for x in (value.start, value.stop, value.step)):
         values = sorted(int(word.partition("=")[2]) for word in words)
         return kinds.IntDistribution(values[0], values[-1], step=abs(value.step))

@@ -17,10 +17,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from rl_natgrad import config_errors as say
-from rl_natgrad.config_errors import ConfigError
-from rl_natgrad.overrides import read
-from rl_natgrad.schema import DEPENDENT, MODELS, Config
+from rl_natgrad.config import refusals as say
+from rl_natgrad.config.overrides import read
+from rl_natgrad.config.refusals import ConfigError
+from rl_natgrad.config.schema import DEPENDENT, MODELS, Config
 
 __all__ = ["Config", "ConfigError", "choices", "config_dir", "load", "override", "validate"]
 
@@ -65,7 +65,7 @@ def override(config: Config, overrides: Iterable[str], allowed: Collection[str])
 @functools.cache
 def config_dir() -> Path:
     """The folder of train.yaml: inside the package when installed, beside it in a checkout."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     folders = (package / "configs", package.parent / "configs")
     found = next((folder for folder in folders if (folder / "train.yaml").is_file()), None)
     if found is None:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from rl_natgrad.rollout.episode import episode_seed
-from rl_natgrad.rollout.errors import EnvError, EnvSetupError, one_line
-from rl_natgrad.rollout.spaces import ObservationMap, action_map
+from rl_natgrad.envs.episode import episode_seed
+from rl_natgrad.envs.errors import EnvError, EnvSetupError, one_line
+from rl_natgrad.envs.spaces import ObservationMap, action_map
 
 
 class EnvpoolEnvs:
-    """See `envs.Envs` for the contract. Episodes after the first of each environment depend on history."""
+    """See `make.Envs` for the contract. Episodes after the first of each environment depend on history."""
 
     backend, restorable = "envpool", False
 

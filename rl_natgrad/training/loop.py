@@ -9,15 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from rl_natgrad import __version__, state
-from rl_natgrad.config import Config, ConfigError
-from rl_natgrad.rollout.errors import EnvError, EnvSetupError
+from rl_natgrad import __version__
+from rl_natgrad.config.refusals import ConfigError
+from rl_natgrad.config.schema import Config
+from rl_natgrad.envs.errors import EnvError, EnvSetupError
 from rl_natgrad.run import folder, lock
 from rl_natgrad.run.checkpoint import Checkpoints, State
 from rl_natgrad.run.logger import Logger
 from rl_natgrad.run.progress import Progress
 from rl_natgrad.run.signals import Stop, Stopped
-from rl_natgrad.training import NotFinite, Training
+from rl_natgrad.training import state
+from rl_natgrad.training.iteration import NotFinite, Training
 
 GPU_PAYS = 20_000
 """Parameters: policy and critic of 5,500 each took an H200 68 ms an update and one CPU thread 44, of 72,000 they

@@ -9,15 +9,18 @@ from gymnasium import spaces
 from gymnasium.vector.utils import batch_space, iterate
 from numpy.typing import NDArray
 
-from rl_natgrad import __version__, build, config
-from rl_natgrad.config import Config, ConfigError
-from rl_natgrad.evaluation import scalar, streams
+from rl_natgrad import __version__
+from rl_natgrad.config import compose
+from rl_natgrad.config.refusals import ConfigError
+from rl_natgrad.config.schema import Config
+from rl_natgrad.envs.errors import EnvError
+from rl_natgrad.envs.make import make
+from rl_natgrad.envs.spaces import ObservationMap, action_map
 from rl_natgrad.policy.policy import Policy
-from rl_natgrad.rollout import envs
-from rl_natgrad.rollout.errors import EnvError
-from rl_natgrad.rollout.spaces import ObservationMap, action_map
 from rl_natgrad.run.checkpoint import BEST, Checkpoints, fit, read, whole
 from rl_natgrad.run.records import RECORD, read_record
+from rl_natgrad.training import build
+from rl_natgrad.training.evaluation import scalar, streams
 
 
 class Spaces(NamedTuple):
@@ -105,7 +108,7 @@ def _config(path: Path, allow_import: bool) -> Config:
     if not torch.cuda.is_available():
         tree["device"] = "cpu"
     try:
-        return config.validate(tree)
+        return compose.validate(tree)
     except ConfigError as error:
         raise ConfigError(f"{path / RECORD}: {error}") from None
 
@@ -130,7 +133,7 @@ def _spaces(cfg: Config) -> Spaces:
     env = scalar(cfg)
     if env.backend in ("async", "split"):
         env = env.model_copy(update={"backend": "sync"})
-    vector: Any = envs.make(env, 1, 0)
+    vector: Any = make(env, 1, 0)
     try:
         pooled = env.backend == "envpool"
         raw = vector.env.observation_space if pooled else vector.episodes.all[0].observation.raw

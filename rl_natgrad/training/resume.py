@@ -8,17 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from rl_natgrad import __version__, config, state
-from rl_natgrad.config import Config, ConfigError
-from rl_natgrad.loop import Run, say
-from rl_natgrad.overrides import read
-from rl_natgrad.rollout.errors import EnvError, EnvSetupError
+from rl_natgrad import __version__
+from rl_natgrad.config import compose
+from rl_natgrad.config.overrides import read
+from rl_natgrad.config.refusals import ConfigError
+from rl_natgrad.config.schema import Config
+from rl_natgrad.envs.errors import EnvError, EnvSetupError
 from rl_natgrad.run import checkpoint, folder, lock, provenance
 from rl_natgrad.run.checkpoint import FOLDER, Checkpoints, Damaged, State, fit, number, whole
 from rl_natgrad.run.logger import Logger, cut
 from rl_natgrad.run.records import METRICS, RECORD, read_record
 from rl_natgrad.run.signals import Stop
-from rl_natgrad.training import Training
+from rl_natgrad.training import state
+from rl_natgrad.training.iteration import Training
+from rl_natgrad.training.loop import Run, say
 
 RESUMABLE = {
     "total_steps", "device", "eval.every", "eval.episodes", "checkpoint.every", "checkpoint.keep",
@@ -118,10 +121,10 @@ def _config(path: Path, record: dict[str, Any], overrides: list[str]) -> Config:
     if isinstance(tree.get("env"), dict) and ":" in str(tree["env"].get("id")):
         tree["env"]["allow_import"] = bool(allowed and allowed.value() is True)
     try:
-        cfg = config.validate(tree)
+        cfg = compose.validate(tree)
     except ConfigError as error:
         raise ConfigError(f"{path / RECORD}: {error}") from None
-    return config.override(cfg, overrides, RESUMABLE)
+    return compose.override(cfg, overrides, RESUMABLE)
 
 
 def _read(file: Path) -> State:

@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rl_natgrad import build
-from rl_natgrad.config import Config
+from rl_natgrad.config.schema import Config
+from rl_natgrad.envs.checks import Checks
+from rl_natgrad.envs.make import make
 from rl_natgrad.policy.policy import Policy
-from rl_natgrad.rollout import envs
-from rl_natgrad.rollout.checks import Checks
 from rl_natgrad.rollout.play import play
+from rl_natgrad.training import build
 
 MODES = ("deterministic", "stochastic")
 
@@ -28,7 +28,7 @@ def evaluate(cfg: Config, policy: Policy, episodes: int | None = None, modes: Se
     rng, seed = streams(cfg)
     played = {}
     for mode in modes:
-        vector = envs.make(scalar(cfg), episodes, seed)
+        vector = make(scalar(cfg), episodes, seed)
         try:
             check = Checks(cfg.env.id, vector.observation_space, episodes)
             played[mode] = play(vector, acting(policy, mode, rng), check)

@@ -6,7 +6,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from rl_natgrad.rollout.errors import EnvError
+from rl_natgrad.envs.errors import EnvError
 
 # Their float bounds are nominal: flown at full throttle, LunarLander is 23 above its 2.5, and BipedalWalker's
 # hull turns 0.8 past its π. (The other classic-control and Box2D environments stay inside theirs.)

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from rl_natgrad.rollout.episode import Episodes, Recipe
-from rl_natgrad.rollout.errors import EnvError, one_line
-from rl_natgrad.rollout.wire import pack_positions, ready_soon, receive, send, shared, unpack_positions
+from rl_natgrad.envs.episode import Episodes, Recipe
+from rl_natgrad.envs.errors import EnvError, one_line
+from rl_natgrad.envs.wire import pack_positions, ready_soon, receive, send, shared, unpack_positions
 
 PR_SET_PDEATHSIG = 1
 

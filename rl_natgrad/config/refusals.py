@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from rl_natgrad.schema import MODELS, Config
+from rl_natgrad.config.schema import MODELS, Config
 
 # What users of sb3, tianshou, Spinning Up, garage or cleanrl type, under our keys (the first that applies).
 _ELSEWHERE = {

@@ -15,12 +15,12 @@ from typing import Literal, NamedTuple
 
 import yaml
 
-from rl_natgrad import __version__, config
-from rl_natgrad.config import Config, ConfigError
-from rl_natgrad.config_errors import ELSEWHERE, leaves, nearest, show
-from rl_natgrad.overrides import MAX_JOBS, corners, expand, is_launcher, read
-from rl_natgrad.schema import DEPENDENT
-from rl_natgrad.sweep.experiment import unfold
+from rl_natgrad import __version__
+from rl_natgrad.config import compose
+from rl_natgrad.config.experiment import unfold
+from rl_natgrad.config.overrides import MAX_JOBS, corners, expand, is_launcher, read
+from rl_natgrad.config.refusals import ELSEWHERE, ConfigError, leaves, nearest, show
+from rl_natgrad.config.schema import DEPENDENT, Config
 
 PROGRAM = "python -m rl_natgrad.train"
 EXAMPLES = {
@@ -58,7 +58,7 @@ class Command:
     """What argv asks for.
 
     train      config, overrides
-    resume     resume (the run folder), overrides: those beside it, read but not checked; see config.override
+    resume     resume (the run folder), overrides: those beside it, read but not checked; see compose.override
     multirun   jobs; config: the first job's, for sweep and runs_dir; launcher: the hydra/launcher words;
                of a search (config.search.trials), overrides are what to search, and jobs its corners
     help, cfg, version   text, for standard output
@@ -106,11 +106,11 @@ def parse(argv: Sequence[str]) -> Command:
     if more:
         raise ConfigError("this experiment is several sweeps; write -m")
     if "cfg" in flags:
-        return Command("cfg", text=_composed(config.load(words), flags["cfg"], flags.get("package")))
+        return Command("cfg", text=_composed(compose.load(words), flags["cfg"], flags.get("package")))
     given = read(words)
     folder = given["resume"].value() if "resume" in given else None
     if folder is None:
-        return Command("train", config=config.load(words), overrides=tuple(words))
+        return Command("train", config=compose.load(words), overrides=tuple(words))
     if not isinstance(folder, str) or not folder:
         raise ConfigError(f"resume must be a run folder or null, got {show(folder)}")
     others = tuple(given[key].input_line or "" for key in given if key != "resume")
@@ -150,7 +150,7 @@ def _not_an_option(name: str, value: str) -> str:
 
 def _key(word: str) -> str | None:
     """The key that a word means: itself, what other libraries call so, or the nearest."""
-    keys = [*config.choices(), *leaves(config.load([]).model_dump(exclude_none=True))]
+    keys = [*compose.choices(), *leaves(compose.load([]).model_dump(exclude_none=True))]
     ours = [word, *ELSEWHERE.get(word, [])]
     return next((key for key in ours if key in keys), None) or (ours[1] if ours[1:] else nearest(word, keys))
 
@@ -160,7 +160,7 @@ def _check_bare(words: list[str]) -> None:
     for word, after in itertools.pairwise([*words, "="]):
         if "=" in word or word[:1] in ("+", "~"):
             continue
-        groups = [group for group, names in config.choices().items() if word in names]
+        groups = [group for group, names in compose.choices().items() if word in names]
         instead = " or ".join(f"{group}={word}" for group in groups)
         if not groups and (key := _key(word)):
             instead = f"{key}={'…' if '=' in after else after}"
@@ -178,7 +178,7 @@ def _multirun(words: list[str]) -> Command:
     jobs = []
     for number, line in enumerate(lines, 1):
         try:
-            jobs.append(Job(line, config.load(line)))
+            jobs.append(Job(line, compose.load(line)))
         except ConfigError as e:
             which = f"job {number} of {len(lines)}: " if len(lines) > 1 else ""
             raise ConfigError(f"{which}{e}") from None
@@ -194,12 +194,12 @@ def _lines(words: list[str], *, alone: bool) -> list[list[str]]:
         if key.startswith(("sweep", "search")) and override.is_sweep_override():
             raise ConfigError(f"{override.input_line}: {key} is of the whole sweep, one value")
     if "search.trials" not in given or given["search.trials"].value() is None:
-        return expand(words, config.choices())
+        return expand(words, compose.choices())
     if not alone:
         raise ConfigError("search.trials needs one sweep; this experiment is several")
     if not any(override.is_sweep_override() for key, override in given.items() if key != "seed"):
         raise ConfigError("search.trials has nothing to search; add 'algo.delta=interval(0.001,0.1)'")
-    return [line for end in corners(words) for line in expand(end, config.choices())]
+    return [line for end in corners(words) for line in expand(end, compose.choices())]
 
 
 def _composed(cfg: Config, what: str, package: str | None) -> str:
@@ -215,11 +215,11 @@ def _composed(cfg: Config, what: str, package: str | None) -> str:
 
 def help_text() -> str:
     """Every group and choice with one line each, and the common keys, all read from configs/."""
-    folder = config.config_dir()
+    folder = compose.config_dir()
     default = dict(_defaults(folder))
     lines = [f"usage: {PROGRAM} [-m] [key=value …]", "", "Train with PG, NPG or TRPO.", "", "examples"]
     lines += [f"  {PROGRAM} {words}\n      {what}" for words, what in EXAMPLES.items()]
-    for group, names in config.choices().items():
+    for group, names in compose.choices().items():
         lines += ["", f"{group}=…" + (f" (default {default[group]})" if group in default else "")]
         lines += [_entry(name, _title(folder / group / f"{name}.yaml"), 24) for name in names]
     for title, prefix, file in (("keys", "", "train"), ("keys of algo=trpo", "algo.", "algo/trpo")):

@@ -10,8 +10,8 @@ import sys
 import threading
 from typing import Any
 
-from rl_natgrad.rollout.episode import Episodes
-from rl_natgrad.rollout.errors import EnvError
+from rl_natgrad.envs.episode import Episodes
+from rl_natgrad.envs.errors import EnvError
 
 GRACE = 5.0  # seconds at most for the raised error to end the run in good order
 BACKSTOP = 5  # × timeout: when nothing of Python has run for so long

@@ -13,7 +13,7 @@ from rl_natgrad.algos.npg import npg
 from rl_natgrad.algos.pg import PG
 from rl_natgrad.algos.problem import Problem, Update
 from rl_natgrad.algos.trpo import trpo
-from rl_natgrad.config import Config
+from rl_natgrad.config.schema import Config
 from rl_natgrad.optim.solvers import SOLVERS
 from rl_natgrad.policy.heads import Head
 from rl_natgrad.policy.mlp import MLP

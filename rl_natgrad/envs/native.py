@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 
-from rl_natgrad.rollout.errors import EnvError, one_line
-from rl_natgrad.rollout.snapshot import expect
-from rl_natgrad.rollout.spaces import ObservationMap, action_map
+from rl_natgrad.envs.errors import EnvError, one_line
+from rl_natgrad.envs.snapshot import expect
+from rl_natgrad.envs.spaces import ObservationMap, action_map
 
 # The ids whose vectorised dynamics and episode ends equal the scalar environment's (tests/test_envs.py), and
 # the arguments both take. The JAX ones of Gymnasium do not qualify: they keep their state out of reach.
@@ -27,7 +27,7 @@ class Unchecked:
 
 
 class NativeEnvs:
-    """See `envs.Envs` for the contract."""
+    """See `make.Envs` for the contract."""
 
     backend, restorable, note = "native", True, None
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from rl_natgrad.rollout.episode import Episodes, Recipe
-from rl_natgrad.rollout.snapshot import differing, pack, unpack
-from rl_natgrad.rollout.spaces import action_map
-from rl_natgrad.rollout.watchdog import Watchdog
+from rl_natgrad.envs.episode import Episodes, Recipe
+from rl_natgrad.envs.snapshot import differing, pack, unpack
+from rl_natgrad.envs.spaces import action_map
+from rl_natgrad.envs.watchdog import Watchdog
 
 
 class SyncEnvs:
-    """See `envs.Envs` for the contract. The arrays returned are overwritten by the next step."""
+    """See `make.Envs` for the contract. The arrays returned are overwritten by the next step."""
 
     backend, restorable = "sync", True
 

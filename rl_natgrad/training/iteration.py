@@ -6,15 +6,16 @@ from collections import deque
 import numpy as np
 import torch
 
-from rl_natgrad import build, evaluation
 from rl_natgrad.algos.problem import Batch, Problem
-from rl_natgrad.config import Config, ConfigError
+from rl_natgrad.config.refusals import ConfigError
+from rl_natgrad.config.schema import Config
+from rl_natgrad.envs.checks import Checks
+from rl_natgrad.envs.make import make
 from rl_natgrad.policy.mlp import quiet
 from rl_natgrad.policy.policy import as_tensor
-from rl_natgrad.rollout import envs
-from rl_natgrad.rollout.checks import Checks
 from rl_natgrad.rollout.collector import Collector, Rollout
 from rl_natgrad.rollout.returns import gae, monte_carlo
+from rl_natgrad.training import build, evaluation
 
 GIVE_UP = 10  # updates in a row whose maths was not finite, after which the run has failed
 WINDOW = 100  # episodes that a training return is the mean of
@@ -27,7 +28,7 @@ class NotFinite(RuntimeError):
 class Training:
     """A run that can be stepped; state.py saves and restores it.
 
-    Args: cfg: validated.  Raises: rollout.errors.EnvError where the environment cannot be made, ConfigError where
+    Args: cfg: validated.  Raises: envs.errors.EnvError where the environment cannot be made, ConfigError where
           the device is not there.
     """
 
@@ -36,7 +37,7 @@ class Training:
         build.use_threads(cfg.torch_threads)
         self.cfg, self.step, self.update, self.not_finite = cfg, 0, 0, 0
         self.returns: deque[float] = deque(maxlen=WINDOW)
-        self.envs = envs.make(cfg.env, cfg.num_envs, cfg.seed)
+        self.envs = make(cfg.env, cfg.num_envs, cfg.seed)
         self.policy = build.build_policy(cfg, self.envs.observation_space, self.envs.action_space)
         self.critic = build.build_critic(cfg, self.envs.observation_space)
         self.learner = build.build_learner(cfg, self.policy)

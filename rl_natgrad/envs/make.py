@@ -13,12 +13,12 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from rl_natgrad.rollout.envpool import EnvpoolEnvs
-from rl_natgrad.rollout.episode import Recipe
-from rl_natgrad.rollout.errors import EnvError, EnvSetupError, one_line
-from rl_natgrad.rollout.native import NATIVE, NativeEnvs
-from rl_natgrad.rollout.sync import SyncEnvs
-from rl_natgrad.rollout.workers import AsyncEnvs
+from rl_natgrad.envs.envpool import EnvpoolEnvs
+from rl_natgrad.envs.episode import Recipe
+from rl_natgrad.envs.errors import EnvError, EnvSetupError, one_line
+from rl_natgrad.envs.native import NATIVE, NativeEnvs
+from rl_natgrad.envs.sync import SyncEnvs
+from rl_natgrad.envs.workers import AsyncEnvs
 
 __all__ = ["EnvError", "EnvSetupError", "Envs", "make"]
 

@@ -2,10 +2,9 @@
 
 import yaml
 
-from rl_natgrad import config
-from rl_natgrad.config import ConfigError
-from rl_natgrad.config_errors import did_you_mean, listing
-from rl_natgrad.overrides import read
+from rl_natgrad.config import compose
+from rl_natgrad.config.overrides import read
+from rl_natgrad.config.refusals import ConfigError, did_you_mean, listing
 
 KEY = "experiment"
 
@@ -20,7 +19,7 @@ def unfold(words: list[str]) -> list[list[str]]:
         return [words]
     given = read(words, sweeps=True)
     override = given.pop(KEY)
-    name, names = str(override.value()), config.choices().get(KEY, [])
+    name, names = str(override.value()), compose.choices().get(KEY, [])
     if name not in names:
         hint = did_you_mean(name, names)
         raise ConfigError(f"{KEY} must be {listing(names, 'or')}, got {override.input_line}{hint}")
@@ -29,7 +28,7 @@ def unfold(words: list[str]) -> list[list[str]]:
 
 
 def _parts(name: str) -> list[dict[str, str]]:
-    file = config.config_dir() / KEY / f"{name}.yaml"
+    file = compose.config_dir() / KEY / f"{name}.yaml"
     try:
         parts = list(yaml.load_all(file.read_text(), yaml.BaseLoader))  # numbers stay as they are written
     except yaml.YAMLError as error:

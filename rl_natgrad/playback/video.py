@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rl_natgrad.config import Config
-from rl_natgrad.evaluation import streams
-from rl_natgrad.rollout import envs
-from rl_natgrad.rollout.checks import Checks
-from rl_natgrad.rollout.errors import EnvSetupError
+from rl_natgrad.config.schema import Config
+from rl_natgrad.envs.checks import Checks
+from rl_natgrad.envs.errors import EnvSetupError, one_line
+from rl_natgrad.envs.make import make
 from rl_natgrad.rollout.play import play
+from rl_natgrad.training.evaluation import streams
 
 EXTRA = 'video=true needs an extra: pip install "rl-natgrad[video]"'
 
@@ -33,7 +33,7 @@ def record(cfg: Config, act: Callable[[NDArray], NDArray], file: Path) -> float:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     kwargs = cfg.env.kwargs | {"render_mode": "rgb_array"}
     env = cfg.env.model_copy(update={"backend": "sync", "kwargs": kwargs})
-    vector: Any = envs.make(env, 1, streams(cfg)[1])
+    vector: Any = make(env, 1, streams(cfg)[1])
     draft = file.with_name(f".{file.stem}.{os.getpid()}.tmp.mp4")
     writer: Any = None
 
@@ -70,7 +70,7 @@ def _frame(env, id: str) -> NDArray:
     try:
         frame = env.render()
     except Exception as error:
-        raise EnvSetupError(f"{id} cannot be drawn: {envs.one_line(error)}") from error
+        raise EnvSetupError(f"{id} cannot be drawn: {one_line(error)}") from error
     if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
         raise EnvSetupError(f"{id} cannot be drawn: it has no render_mode=rgb_array")
     height, width = (side // 2 * 2 for side in frame.shape[:2])

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from rl_natgrad.rollout.episode import Episodes, Recipe
-from rl_natgrad.rollout.errors import EnvError
-from rl_natgrad.rollout.snapshot import differing, pack, unpack
-from rl_natgrad.rollout.spaces import ObservationMap, action_map
-from rl_natgrad.rollout.watchdog import Watchdog
-from rl_natgrad.rollout.wire import (
+from rl_natgrad.envs.episode import Episodes, Recipe
+from rl_natgrad.envs.errors import EnvError
+from rl_natgrad.envs.snapshot import differing, pack, unpack
+from rl_natgrad.envs.spaces import ObservationMap, action_map
+from rl_natgrad.envs.watchdog import Watchdog
+from rl_natgrad.envs.wire import (
     SPIN,
     memory_file,
     pack_positions,
@@ -38,7 +38,7 @@ from rl_natgrad.rollout.wire import (
 BOOT = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
-from rl_natgrad.rollout.worker import main
+from rl_natgrad.envs.worker import main
 main(int(sys.argv[2]))
 """
 
@@ -48,7 +48,7 @@ class WorkerTraceback(Exception):
 
 
 class AsyncEnvs:
-    """See `envs.Envs` for the contract. The same transitions as `sync`, bit for bit.
+    """See `make.Envs` for the contract. The same transitions as `sync`, bit for bit.
 
     async: workers step all of them, one worker per core, and none of them can harm this process.
     split: this process steps its share too, and everybody waits for everybody with eyes open: a process that

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from gymnasium import spaces
 
-from rl_natgrad.rollout.errors import EnvError, EnvSetupError
+from rl_natgrad.envs.errors import EnvError, EnvSetupError
 
 ACTIONS = "Discrete, MultiDiscrete, MultiBinary and Box"
 OBSERVATIONS = "Box, Discrete, MultiDiscrete, MultiBinary, and Tuple and Dict of them"

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from rl_natgrad.rollout.envs import Envs
+from rl_natgrad.envs.make import Envs
 from rl_natgrad.run.checkpoint import State, fit, number, whole
-from rl_natgrad.training import GIVE_UP, WINDOW, Training
+from rl_natgrad.training.iteration import GIVE_UP, WINDOW, Training
 
 
 def take(training: Training) -> State:

@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, OverrideType
 from hydra.errors import HydraException
 
-from rl_natgrad.config_errors import ConfigError
+from rl_natgrad.config.refusals import ConfigError
 
 MAX_JOBS = 10_000  # of one sweep; each is composed and validated before the first starts
 

@@ -13,8 +13,8 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, OrderEnforcing, TimeLimit
 
-from rl_natgrad.rollout.errors import EnvError, one_line
-from rl_natgrad.rollout.spaces import ObservationMap, brief
+from rl_natgrad.envs.errors import EnvError, one_line
+from rl_natgrad.envs.spaces import ObservationMap, brief
 
 REAL = frozenset((float, int, np.float64, np.float32, np.int64, np.int32))
 BOOL = frozenset((bool, np.bool_))
