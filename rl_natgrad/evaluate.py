@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rl_natgrad.run.errors import say
+
 if TYPE_CHECKING:  # torch comes with them; a wrong command is answered without
     from rl_natgrad.playback.agent import Agent
     from rl_natgrad.training.evaluation import Played
@@ -51,11 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         except EnvSetupError as error:
             raise Refused(error) from error
         except EnvError as error:
-            return _say(error, 1)
+            return say(error, 1)
     except ValueError as error:
-        return _say(error, 2)
+        return say(error, 2)
     except OSError as error:
-        return _say(f"{error.filename}: {error.strerror} [errno {error.errno}]" if error.filename else error, 1)
+        return say(error, 1)
     except KeyboardInterrupt:
         return 130
     return 0
@@ -119,12 +121,6 @@ def _film(agent: Agent, run: Path, mode: str) -> str:
     file = run / f"{mode}-{agent.update:08d}.mp4"
     act = acting(agent.policy, mode, streams(agent.config)[0])
     return f"video   {file} (return {video.record(agent.config, act, file)!r})"
-
-
-def _say(error: object, code: int) -> int:
-    """One line on standard error, and the exit code."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return code
 
 
 def _folder(key: str, value: str) -> Path:

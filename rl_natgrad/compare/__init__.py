@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rl_natgrad.compare.options import HELP, CompareError, Options, parse
+from rl_natgrad.run.errors import say
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,11 +21,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run(parse(argv), argv)
     except CompareError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return say(error, 2)
     except OSError as error:
-        print(f"error: {error.filename}: {error.strerror} [errno {error.errno}]", file=sys.stderr)
-        return 1
+        return say(error, 1)
     return 0
 
 

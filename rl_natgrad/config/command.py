@@ -21,6 +21,7 @@ from rl_natgrad.config.experiment import unfold
 from rl_natgrad.config.overrides import MAX_JOBS, corners, expand, is_launcher, read
 from rl_natgrad.config.refusals import ELSEWHERE, ConfigError, leaves, nearest, show
 from rl_natgrad.config.schema import DEPENDENT, Config
+from rl_natgrad.run.errors import say
 
 PROGRAM = "python -m rl_natgrad.train"
 EXAMPLES = {
@@ -78,8 +79,7 @@ def command(argv: Sequence[str]) -> Command:
     try:
         asked = parse(argv)
     except ConfigError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(say(e, 2))
     if asked.kind in ("help", "cfg", "version"):
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # δ on a terminal that has only ASCII

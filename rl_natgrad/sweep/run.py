@@ -12,6 +12,7 @@ from rl_natgrad.config.command import Command
 from rl_natgrad.config.command import Job as Asked
 from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.config.schema import Sweep as SweepKeys
+from rl_natgrad.run.errors import say
 from rl_natgrad.run.files import write_json
 from rl_natgrad.run.folder import command_line
 from rl_natgrad.run.progress import duration
@@ -40,11 +41,9 @@ def sweep(command: Command) -> int:
         pool = _work(command.config.sweep, plan, launcher, view)
         view.close(pool, time.monotonic() - began)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return say(error, 2)
     except OSError as error:
-        print(f"error: {error.filename}: {error.strerror} [errno {error.errno}]", file=sys.stderr)
-        return 1
+        return say(error, 1)
     if pool.stopped:
         return 128 + pool.stopped
     return int(any(job.outcome in ("failed", "stopped") and not job.pruned for job in plan.jobs))

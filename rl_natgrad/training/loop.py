@@ -2,7 +2,6 @@
 
 import contextlib
 import shlex
-import sys
 import time
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -15,6 +14,7 @@ from rl_natgrad.config.schema import Config
 from rl_natgrad.envs.errors import EnvError, EnvSetupError
 from rl_natgrad.run import folder, lock
 from rl_natgrad.run.checkpoint import Checkpoints, State
+from rl_natgrad.run.errors import say
 from rl_natgrad.run.logger import Logger
 from rl_natgrad.run.progress import Progress
 from rl_natgrad.run.signals import Stop, Stopped
@@ -172,12 +172,3 @@ class Run:
             self.logger.close("failed")
         with contextlib.suppress(OSError):
             self.record.finish("failed", error)
-
-
-def say(error: BaseException, code: int) -> int:
-    """One line on standard error, and the exit code."""
-    text = str(error)
-    if isinstance(error, OSError) and error.filename is not None:
-        text = f"{error.filename}: {error.strerror} [errno {error.errno}]"
-    print(f"error: {text}", file=sys.stderr, flush=True)
-    return code

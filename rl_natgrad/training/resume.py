@@ -16,12 +16,13 @@ from rl_natgrad.config.schema import Config
 from rl_natgrad.envs.errors import EnvError, EnvSetupError
 from rl_natgrad.run import checkpoint, folder, lock, provenance
 from rl_natgrad.run.checkpoint import FOLDER, Checkpoints, Damaged, State, fit, number, whole
+from rl_natgrad.run.errors import say
 from rl_natgrad.run.logger import Logger, cut
 from rl_natgrad.run.records import METRICS, RECORD, read_record
 from rl_natgrad.run.signals import Stop
 from rl_natgrad.training import state
 from rl_natgrad.training.iteration import Training
-from rl_natgrad.training.loop import Run, say
+from rl_natgrad.training.loop import Run
 
 RESUMABLE = {
     "total_steps", "device", "eval.every", "eval.episodes", "checkpoint.every", "checkpoint.keep",
