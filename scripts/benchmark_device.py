@@ -15,8 +15,8 @@ from gymnasium import spaces
 
 from rl_natgrad.algos.problem import Batch, Problem
 from rl_natgrad.config import compose
-from rl_natgrad.policy.policy import as_tensor
 from rl_natgrad.training import build
+from rl_natgrad.training.iteration import as_tensor
 
 NETWORKS = {
     "mlp 64×64": (["policy.hidden=[64,64]", "critic.hidden=[64,64]"], (17,)),
@@ -32,7 +32,7 @@ def times(overrides: list[str], shape: tuple[int, ...], device: str, repeats: in
     image = len(shape) == 3
     space = spaces.Box(0, 255, shape, np.uint8) if image else spaces.Box(-np.inf, np.inf, shape, np.float32)
     policy = build.build_policy(cfg, space, spaces.Discrete(6))
-    critic, learner = build.build_critic(cfg, space), build.build_learner(cfg, policy)
+    critic, learner = build.build_critic(cfg, space), build.build_algorithm(cfg, policy).learner
     rng = np.random.default_rng(0)
     obs = rng.integers(0, 256, (N, *shape), np.uint8) if image else rng.normal(size=(N, *shape)).astype(np.float32)
     adv = torch.from_numpy(rng.normal(size=N)).to(device)

@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-from rl_natgrad.algos.problem import Batch, Problem
+from rl_natgrad.algos.problem import Batch, Problem, kl_hessian
 from rl_natgrad.config import compose
 from rl_natgrad.envs.make import make
 from rl_natgrad.optim.fisher import GaussNewton
@@ -55,7 +55,7 @@ def problem(env: str, N: int, words: list[str]):
     rng = np.random.default_rng(0)
     obs = torch.from_numpy(rng.normal(size=(N, *made.observation_space.shape)).astype(np.float32))
     noise = policy.noise(rng, (N,))
-    policy.load(policy.theta + 0.1 * torch.randn(policy.theta.shape, generator=torch.Generator().manual_seed(0)))
+    policy.become(policy.theta + 0.1 * torch.randn(policy.theta.shape, generator=torch.Generator().manual_seed(0)))
     action = torch.from_numpy(policy.act(obs.numpy(), noise))
     adv = torch.from_numpy(rng.normal(size=N))
     batch = Batch(obs, action, adv.float(), adv, adv)
@@ -71,10 +71,10 @@ def profile(env: str, N: int, hidden: list[int], rounds: int) -> list[str]:
     by_autograd = AutogradLinearization(lambda t: policy.forward(t, batch.obs), policy.theta, lambda: None)
     metric = policy.head.metric(one.lin.z)
     trick = GaussNewton(by_autograd, metric, lambda: None)
-    double = replace(one, fisher_name="kl_hessian").fisher()
+    double = replace(one, curvature=kl_hessian).fisher()
     a, w = np.ones((N, 64), np.float32), np.ones((64, 64), np.float32)
     ta, tw = torch.from_numpy(a), torch.from_numpy(w)
-    learner = build.build_learner(cfg, policy)
+    learner = build.build_algorithm(cfg, policy).learner
     rows: dict[str, Callable[[], object]] = {
         "(N,64)·(64,64) numpy": lambda: a @ w,
         "(N,64)·(64,64) torch": lambda: ta @ tw,
@@ -100,7 +100,7 @@ def profile(env: str, N: int, hidden: list[int], rounds: int) -> list[str]:
     own, backprop, update = (ms[name] for name in list(rows)[2::2][:1] + list(rows)[4:5] + ["policy update"])
     lines += [
         f"  double backprop / chain rule  {backprop / own:5.2f}   chain rule / floor  {own / floor:5.2f}   "
-        f"update ({products} products, {info['search/tries']:.0f} trials) / their floor  "
+        f"update ({products} products, {info['line_search/tries']:.0f} trials) / their floor  "
         f"{update / products / floor:5.2f}"
     ]
     return lines

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from rl_natgrad.algos.problem import Batch, Problem
 from rl_natgrad.policy.heads import Bernoulli, Categorical, DiagGaussian, MultiDiscrete
-from rl_natgrad.policy.mlp import MLP
+from rl_natgrad.policy.mlp import MLP, Tanh
 from rl_natgrad.policy.policy import Policy, with_head
 
 HEADS = {
@@ -95,14 +95,14 @@ def reference_forward(net, theta: Tensor, x: Tensor) -> Tensor:
         W, b = theta[start : start + i * o].reshape(o, i), theta[start + i * o : start + (i + 1) * o]
         x, start = functional.linear(x, W, b), start + (i + 1) * o
         if k < len(net.sizes) - 2:
-            x = torch.tanh(x) if net.activation == "tanh" else torch.relu(x)
+            x = torch.tanh(x) if net.activation is Tanh else torch.relu(x)
     return x
 
 
 # --- problems ---------------------------------------------------------------------------------------
 
 
-def make_policy(head, seed: int = 0, *, sizes=(3, 5), activation="tanh", scale=0.7) -> Policy:
+def make_policy(head, seed: int = 0, *, sizes=(3, 5), activation=Tanh, scale=0.7) -> Policy:
     """A policy far from its nearly uniform start: θ is scale · N(0, 1)."""
     net = with_head(lambda outputs: MLP((*sizes, outputs), activation), head, 0.0)
     return Policy(net, head, scale * randn(seed, net.size), lambda obs: obs)

@@ -25,7 +25,9 @@ from rl_natgrad.algos.npg import npg
 from rl_natgrad.algos.pg import PG
 from rl_natgrad.algos.problem import Problem
 from rl_natgrad.algos.trpo import trpo
-from rl_natgrad.optim.solvers import SOLVERS, cg, cholesky, identity, woodbury
+from rl_natgrad.optim.solvers import cg, cholesky, identity, woodbury
+from rl_natgrad.training import build
+from rl_natgrad.training.build import SOLVERS
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -38,7 +40,7 @@ LEARNERS = {  # name: problem ↦ a new learner for it
     "npg": lambda problem: partial(npg, solve=SOLVE, delta=0.01),
     "npg identity": lambda problem: partial(npg, solve=identity, delta=0.01),
     "npg lr": lambda problem: partial(npg, solve=SOLVE, delta=0.01, lr=0.02),
-    "pg": lambda problem: PG(problem.theta, "adam", lr=0.01),
+    "pg": lambda problem: PG(problem.theta, partial(torch.optim.Adam, lr=0.01)),
 }
 each_learner = pytest.mark.parametrize("name", LEARNERS)
 
@@ -81,7 +83,7 @@ def test_accepted_trpo_steps_keep_their_promise_and_rejected_ones_keep_theta():
         problem = replace(problem, batch=replace(problem.batch, adv=adv * problem.batch.adv))
         theta_old = policy.theta.clone()
         u = trpo(problem, solve=solver(name), delta=delta, max_backtracks=max_backtracks, shrink=shrink)
-        outcomes.append(bool(u.info["search/accepted"]))
+        outcomes.append(bool(u.info["line_search/accepted"]))
         assert torch.equal(policy.theta, theta_old)
         if outcomes[-1]:
             assert math.isfinite(adv) and u.finite
@@ -130,7 +132,8 @@ def test_the_log_says_what_happened(head, name):
         predicted = 0.5 * float(((J @ step) * metric(J @ step)).sum(1).mean())
         assert info["policy/kl_predicted"] == pytest.approx(predicted, rel=1e-8)
         assert set(info) == set(expected) | {
-            "policy/kl_predicted", "solver/iterations", "solver/residual", "search/accepted", "search/tries"
+            "policy/kl_predicted", "solver/iterations", "solver/residual",
+            "line_search/accepted", "line_search/tries",
         }  # fmt: skip
 
 
@@ -250,8 +253,8 @@ def test_one_trust_region_step_is_npgs_where_nothing_is_searched(head):
     problem = make_problem(head, N=40)
     a = npg(problem, solve=SOLVE, delta=1e-6)
     b = trpo(problem, solve=SOLVE, delta=1e-6, max_backtracks=30, shrink=0.99)
-    first = 0.99 ** (b.info["search/tries"] - 1)
-    assert b.info["search/accepted"] and first > 0.9
+    first = 0.99 ** (b.info["line_search/tries"] - 1)
+    assert b.info["line_search/accepted"] and first > 0.9
     torch.testing.assert_close(b.theta - problem.theta, first * (a.theta - problem.theta))
 
 
@@ -290,7 +293,7 @@ def test_one_flat_theta_is_exact(name):
     torch.set_default_dtype(torch.float32)
     optimizer, options, fixed = OPTIMIZERS[name]
     policy = make_policy(HEADS["gaussian"], sizes=(3, 13, 7))
-    learner = PG(policy.theta, name, **options)
+    learner = PG(policy.theta, partial(build.OPTIMIZERS[name], **options))
     shapes = [s for W, b in policy.net.net.layers(policy.theta[:-2]) for s in (W.shape, b.shape)] + [(2,)]
     sizes = [math.prod(shape) for shape in shapes]
     layers = [
@@ -301,7 +304,7 @@ def test_one_flat_theta_is_exact(name):
         for p, g in zip(layers, problem.grad().split(sizes), strict=True):
             p.grad = g.view(p.shape).clone()
         reference.step()
-        policy.load(learner(problem).theta)
+        policy.become(learner(problem).theta)
         assert torch.equal(policy.theta, torch.cat([p.detach().flatten() for p in layers]))
 
 
@@ -311,12 +314,13 @@ def test_saved_and_loaded_an_optimizer_goes_on_bit_for_bit(name):
     thetas = {}
     for stop in (0, 3, None):
         policy = make_policy(HEADS["categorical"])
-        learner = PG(policy.theta, name, **OPTIMIZERS[name][1])
+        new = partial(PG, policy.theta, partial(build.OPTIMIZERS[name], **OPTIMIZERS[name][1]))
+        learner = new()
         for k, problem in enumerate(problems(policy, 6)):
             if k == stop:
-                saved, learner = learner.state(), PG(policy.theta, name, **OPTIMIZERS[name][1])
+                saved, learner = learner.state(), new()
                 learner.load(saved)
-            policy.load(learner(problem).theta)
+            policy.become(learner(problem).theta)
         thetas[stop] = policy.theta
     assert torch.equal(thetas[0], thetas[None])
     assert torch.equal(thetas[3], thetas[None])
@@ -324,7 +328,7 @@ def test_saved_and_loaded_an_optimizer_goes_on_bit_for_bit(name):
 
 def test_saved_state_does_not_change_while_training_goes_on():
     policy = make_policy(HEADS["categorical"])
-    learner = PG(policy.theta, "adam", lr=0.01)
+    learner = PG(policy.theta, partial(torch.optim.Adam, lr=0.01))
     first, *rest = problems(policy, 3)
     learner(first)
     saved = learner.state()
@@ -338,7 +342,7 @@ def test_saved_state_does_not_change_while_training_goes_on():
 def test_entropy_bonus_raises_entropy(head):
     problem = make_problem(head, N=40, entropy_coef=1.0)
     problem = replace(problem, batch=replace(problem.batch, adv=torch.zeros(40)))
-    u = PG(problem.theta, "sgd", lr=0.1)(problem)
+    u = PG(problem.theta, partial(torch.optim.SGD, lr=0.1))(problem)
     z = problem.policy.forward(u.theta, problem.batch.obs)
     assert float(head.entropy(z).mean()) > u.info["policy/entropy"] + 1e-3
 
@@ -346,8 +350,8 @@ def test_entropy_bonus_raises_entropy(head):
 def test_pg_makes_one_step_from_where_the_policy_is_now():
     # Not from where the optimizer's own parameter was left.
     policy = make_policy(HEADS["gaussian"])
-    learner = PG(policy.theta, "sgd", lr=0.1)
+    learner = PG(policy.theta, partial(torch.optim.SGD, lr=0.1))
     learner(make_problem(policy.head, 0, policy=policy))
-    policy.load(policy.theta + randn(5, len(policy.theta)))
+    policy.become(policy.theta + randn(5, len(policy.theta)))
     problem = make_problem(policy.head, 1, policy=policy)
     torch.testing.assert_close(learner(problem).theta, policy.theta - 0.1 * problem.grad())

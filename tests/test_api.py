@@ -82,11 +82,11 @@ def test_continuous_actions_are_clipped_and_rescaled(load):
     agent = load("env=Shifted-v0")
     with_mean = agent.policy.theta.clone()
     with_mean[-4:-2] = with_mean.new_tensor([9.0, -9.0])  # the last layer's bias; log σ comes after it
-    agent.policy.load(with_mean)
+    agent.policy.become(with_mean)
     assert agent.act(np.zeros(3, np.float32)).tolist() == [7.0, 0.0]
     with_mean[-4:-2] = with_mean.new_tensor([0.0, 0.0])
     with_mean[-4 - 2 * 16 : -4] = 0  # and its weights
-    agent.policy.load(with_mean)
+    agent.policy.become(with_mean)
     assert agent.act(np.zeros(3, np.float32)) == pytest.approx([2.0, 0.05])
 
 

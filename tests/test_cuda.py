@@ -55,7 +55,7 @@ def test_cuda_run_learns_and_resumes(tmp_path):
         training.iterate()
     assert training.train_return > 150
     other = Training(compose.load(["env=CartPole", "device=cuda", "seed=1"]))
-    state.put(other, state.take(training))
+    state.load(other, state.of(training))
     for t in (training, other):
         t.iterate()
     assert torch.equal(training.policy.theta, other.policy.theta)

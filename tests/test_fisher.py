@@ -17,9 +17,11 @@ from oracles import (
     sample,
 )
 
+from rl_natgrad.algos.problem import empirical
+from rl_natgrad.training.build import FISHERS
+
 pytestmark = pytest.mark.usefixtures("float64")
 
-FISHERS = ("gauss_newton", "kl_hessian", "empirical")
 each_head = pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 each_fisher = pytest.mark.parametrize("name", FISHERS)
 
@@ -53,7 +55,7 @@ def columns(F) -> torch.Tensor:
 @each_head
 @each_fisher
 def test_fisher_is_its_definition_symmetric_and_positive(head, name):
-    problem = make_problem(head, fisher_name=name)
+    problem = make_problem(head, curvature=FISHERS[name])
     F, expected = problem.fisher(), dense(problem, name)
     matrix = columns(F)
     close(matrix, expected)
@@ -65,7 +67,7 @@ def test_fisher_is_its_definition_symmetric_and_positive(head, name):
 @each_head
 @each_fisher
 def test_rows_are_a_root_of_the_fisher(head, name):
-    F = make_problem(head, fisher_name=name).fisher()
+    F = make_problem(head, curvature=FISHERS[name]).fisher()
     M, P = F.shape()
     R = F.rows()
     if name == "kl_hessian":
@@ -103,7 +105,7 @@ def test_gaussian_gauss_newton_is_the_expectation_of_the_empirical_one():
     head, N = HEADS["gaussian"], 5
     few = make_problem(head, N=N)
     policy, obs = few.policy, few.batch.obs.repeat(8000, 1)
-    many = make_problem(head, N=len(obs), policy=policy, fisher_name="empirical")
+    many = make_problem(head, N=len(obs), policy=policy, curvature=empirical)
     action = sample(head, policy.forward(policy.theta, obs).detach(), 0)
     many = replace(many, batch=replace(many.batch, obs=obs, action=action))
     exact, estimate = columns(few.fisher()), columns(many.fisher())
@@ -113,15 +115,15 @@ def test_gaussian_gauss_newton_is_the_expectation_of_the_empirical_one():
 
 @each_fisher
 def test_fisher_is_a_mean_over_samples(name):
-    problem = make_problem(HEADS["categorical"], fisher_name=name)
-    twice = make_problem(HEADS["categorical"], fisher_name=name, rows=torch.arange(12).repeat(2))
+    problem = make_problem(HEADS["categorical"], curvature=FISHERS[name])
+    twice = make_problem(HEADS["categorical"], curvature=FISHERS[name], rows=torch.arange(12).repeat(2))
     close(columns(twice.fisher()), columns(problem.fisher()))
 
 
 @each_head
 @each_fisher
 def test_a_subset_serves_the_fisher_alone(head, name):
-    whole, rows = make_problem(head, fisher_name=name), torch.tensor([1, 4, 5, 9])
+    whole, rows = make_problem(head, curvature=FISHERS[name]), torch.tensor([1, 4, 5, 9])
     part = replace(whole, rows=rows)
     b = whole.batch
     alone = replace(whole, batch=replace(b, obs=b.obs[rows], action=b.action[rows], adv=b.adv[rows]))
@@ -135,13 +137,8 @@ def test_a_subset_serves_the_fisher_alone(head, name):
 
 @each_fisher
 def test_the_operator_stays_the_same_from_one_product_to_the_next(name):
-    problem = make_problem(HEADS["gaussian"], fisher_name=name, rows=torch.tensor([0, 3, 7]))
+    problem = make_problem(HEADS["gaussian"], curvature=FISHERS[name], rows=torch.tensor([0, 3, 7]))
     F, v = problem.fisher(), randn(3, len(problem.theta))
     first = F.mv(v)
     F.mv(-v)
     assert torch.equal(F.mv(v), first)
-
-
-def test_an_unknown_fisher_is_refused_by_name():
-    with pytest.raises(ValueError, match="'kfac'"):
-        make_problem(HEADS["gaussian"], fisher_name="kfac").fisher()

@@ -10,9 +10,10 @@ from oracles import DISCRETE, HEADS, make_policy, make_problem, randn
 from rl_natgrad.algos.npg import npg
 from rl_natgrad.algos.problem import Problem
 from rl_natgrad.algos.trpo import trpo
-from rl_natgrad.optim.fisher import Along
+from rl_natgrad.optim.linearization import Along
 from rl_natgrad.optim.solvers import cholesky, identity, pinv
 from rl_natgrad.policy.heads import DiagGaussian
+from rl_natgrad.training.build import FISHERS
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -64,12 +65,12 @@ class LinearizedInPhi:
 
 def both(head, *, sizes=(2, 2), N=80, fisher="gauss_newton"):
     """A problem in θ and the same one in φ; A is far from orthogonal."""
-    problem = make_problem(head, N=N, policy=make_policy(head, sizes=sizes), fisher_name=fisher)
+    problem = make_problem(head, N=N, policy=make_policy(head, sizes=sizes), curvature=FISHERS[fisher])
     P = len(problem.theta)
     U, V = (torch.linalg.qr(randn(seed, P, P))[0] for seed in (7, 8))
     A = U @ torch.diag(torch.logspace(-1, 1, P)) @ V
     policy = Reparametrised(problem.policy, A, torch.linalg.solve(A, problem.theta))
-    return problem, Problem(policy, problem.batch, fisher_name=fisher), A
+    return problem, Problem(policy, problem.batch, curvature=FISHERS[fisher]), A
 
 
 SOLVES = {

@@ -12,10 +12,10 @@ PACKAGE = Path(rl_natgrad.__file__).parent
 # What each layer may import besides itself and the standard library.
 LAYERS = {
     "optim": {"torch"},
-    "policy": {"torch", "numpy", "gymnasium", "optim.fisher"},  # fisher: only the type of a linearisation
+    "policy": {"torch", "numpy", "gymnasium", "optim.linearization"},
     "envs": {"numpy", "gymnasium", "envpool", "ale_py", "mujoco"},
     "rollout": {"torch", "numpy"},
-    "algos": {"torch", "numpy", "optim"},
+    "algos": {"torch", "numpy", "optim", "policy", "rollout.normalize"},
     "run": {"torch", "numpy", "rich", "safetensors", "tensorboard"},
 }
 MODULES = {path: ".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py")}

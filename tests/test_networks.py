@@ -6,7 +6,7 @@ from torch import nn
 
 from rl_natgrad.optim.fisher import GaussNewton
 from rl_natgrad.policy import mlp
-from rl_natgrad.policy.mlp import MLP
+from rl_natgrad.policy.mlp import MLP, Relu
 from rl_natgrad.policy.networks import ModuleNetwork, WithFree, cnn
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -24,12 +24,12 @@ def module_mlp() -> ModuleNetwork:
 
 MLPS = {
     "tanh": MLP((3, 5, 4, 2)),
-    "relu": MLP((3, 5, 4, 2), "relu"),
+    "relu": MLP((3, 5, 4, 2), Relu),
     "linear": MLP((3, 2)),
     "one hidden": MLP((3, 6, 1)),
     "wide input": MLP((9, 4, 2)),
     "free": WithFree(MLP((3, 5, 2)), 2, -0.5),
-    "free, relu": WithFree(MLP((3, 5, 2), "relu"), 3, 0.0),
+    "free, relu": WithFree(MLP((3, 5, 2), Relu), 3, 0.0),
 }
 MODULES = {"module": module_mlp, "cnn": small_cnn, "free cnn": lambda: WithFree(small_cnn(), 2, 0.0)}
 NETWORKS = {name: lambda net=net: net for name, net in MLPS.items()} | MODULES

@@ -5,8 +5,7 @@ import probes
 import pytest
 
 from rl_natgrad.config import compose
-from rl_natgrad.policy.policy import as_tensor
-from rl_natgrad.training.iteration import Training
+from rl_natgrad.training.iteration import Training, as_tensor
 
 LEARNERS = {
     "reinforce": ["optimizer.lr=0.05"],

@@ -17,6 +17,7 @@ from oracles import (
 )
 
 from rl_natgrad.algos.problem import Batch, Problem
+from rl_natgrad.training.build import FISHERS
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -118,7 +119,7 @@ def test_entropy_equals_torchs(head):
 @each_head
 @pytest.mark.parametrize("fisher_name", ["gauss_newton", "kl_hessian", "empirical"])
 def test_a_problem_changes_neither_policy_nor_batch(head, fisher_name):
-    problem = make_problem(head, fisher_name=fisher_name, entropy_coef=0.1)
+    problem = make_problem(head, curvature=FISHERS[fisher_name], entropy_coef=0.1)
     before = [problem.theta.clone(), *(t.clone() for t in vars(problem.batch).values())]
     problem.grad()
     problem.fisher().mv(problem.grad())
@@ -133,6 +134,6 @@ def test_old_outputs_stay_frozen_when_the_policy_moves_on():
     theta_old, grad, loss = problem.theta, problem.grad(), problem.loss_old
     theta = theta_old + 0.1
     evaluated = problem.evaluate(theta)
-    problem.policy.load(theta)
+    problem.policy.become(theta)
     assert problem.evaluate(theta) == evaluated
     assert torch.equal(problem.grad(), grad) and problem.loss_old == loss

@@ -7,7 +7,8 @@ import pytest
 import torch
 from oracles import HEADS, DenseFisher, krylov_minimiser, make_problem, randn, spectrum
 
-from rl_natgrad.optim.solvers import SOLVERS, TooLarge, cg, cholesky, identity, pinv, woodbury
+from rl_natgrad.optim.solvers import TooLarge, cg, cholesky, identity, pinv, woodbury
+from rl_natgrad.training.build import FISHERS, SOLVERS
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -230,7 +231,7 @@ def test_woodbury_without_rows_or_damping_does_not_pretend():
 def test_every_solver_works_on_every_fisher_of_every_head(solver, head, fisher_name):
     if solver == "woodbury" and fisher_name == "kl_hessian":
         return
-    problem = make_problem(head, fisher_name=fisher_name)
+    problem = make_problem(head, curvature=FISHERS[fisher_name])
     F, b = problem.fisher(), -problem.grad()
     x, _ = damped_oracle(torch.stack([F.mv(e) for e in torch.eye(len(b))]), b, 0.1)
     s = DAMPED[solver](F, b, damping=0.1)
@@ -250,7 +251,7 @@ def test_a_float32_problem_gets_a_float32_answer(solver):
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 @pytest.mark.parametrize("fisher_name", ["gauss_newton", "kl_hessian", "empirical"])
 def test_cg_in_double_precision_solves_a_float32_problem_to_float32s_last_digits(head, fisher_name):
-    double = make_problem(head, N=200, fisher_name=fisher_name)
+    double = make_problem(head, N=200, curvature=FISHERS[fisher_name])
     x = cg(double.fisher(), -double.grad(), damping=1e-3, max_iter=500, tol=1e-12).x
     torch.set_default_dtype(torch.float32)
     policy, batch = double.policy, double.batch

@@ -3,18 +3,19 @@
 import hashlib
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-import rl_natgrad.training.iteration as module
 from rl_natgrad.algos.critic import NoCritic
 from rl_natgrad.algos.problem import Problem
 from rl_natgrad.config import compose
 from rl_natgrad.envs.make import EnvError
 from rl_natgrad.optim import fisher as fishers
 from rl_natgrad.rollout.collector import Rollout
+from rl_natgrad.rollout.returns import Estimate
 from rl_natgrad.training import state
 from rl_natgrad.training.iteration import GIVE_UP, NotFinite, Training
 
@@ -121,9 +122,9 @@ def test_a_loaded_run_goes_on_as_the_whole_one(make, learner, env, backend):
     options += ["fisher.fraction=0.5"] if learner in KL_STEPS else []
     whole, later = make(learner, *options, env=env), make(learner, *options, env=env)
     iterate(whole, 3)
-    saved = state.take(whole)
+    saved = state.of(whole)
     rows = iterate(whole, 3)  # what was saved must not change under it
-    assert state.put(later, saved) == []
+    assert state.load(later, saved) == []
     assert later.step == saved["step"]
     assert fingerprint(later, iterate(later, 3)) == fingerprint(whole, rows)
 
@@ -132,25 +133,25 @@ def test_a_loaded_run_goes_on_as_the_whole_one(make, learner, env, backend):
 def test_every_optimizer_goes_on(make, optimizer):
     whole, later = (make("pg", f"optimizer={optimizer}") for _ in range(2))
     iterate(whole, 3)
-    state.put(later, state.take(whole))
+    state.load(later, state.of(whole))
     assert fingerprint(later, iterate(later, 3)) == fingerprint(whole, iterate(whole, 3))
 
 
 def test_loading_is_not_sharing(make):
     whole, later = make("pg"), make("pg")
     iterate(whole, 2)
-    saved = state.take(whole)
-    state.put(later, saved)
+    saved = state.of(whole)
+    state.load(later, saved)
     rows = iterate(later, 2)
     again = make("pg")
-    state.put(again, saved)
+    state.load(again, saved)
     assert fingerprint(again, iterate(again, 2)) == fingerprint(later, rows)
 
 
 @pytest.mark.parametrize("backend", ["sync", "native"])
 def test_a_state_before_the_first_update_is_one_too(make, backend):
     whole, later = (make("trpo", f"env.backend={backend}") for _ in range(2))
-    state.put(later, state.take(whole))
+    state.load(later, state.of(whole))
     assert fingerprint(later, iterate(later, 2)) == fingerprint(whole, iterate(whole, 2))
 
 
@@ -286,15 +287,14 @@ def test_equal_advantages_are_no_reason_to_move(make, learner):
 
 
 def poison_advantage(monkeypatch, run):
-    name = "monte_carlo" if run.cfg.algo.name == "reinforce" else "gae"
-    real = getattr(module, name)
+    real = run.algorithm.estimate
 
-    def poisoned(*args, **kwargs):
-        result = real(*args, **kwargs)
-        (result[0] if isinstance(result, tuple) else result)[-3:] = np.nan
-        return (result[0], np.ones_like(result[1])) if isinstance(result, tuple) else result
+    def poisoned(rollout, value):
+        adv, ret, _ = real(rollout, value)
+        adv[-3:] = np.nan
+        return Estimate(adv, ret, rollout.valid)
 
-    monkeypatch.setattr(module, name, poisoned)
+    monkeypatch.setattr(run, "algorithm", replace(run.algorithm, estimate=poisoned))
 
 
 def poison_gradient(monkeypatch, run):

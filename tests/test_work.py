@@ -79,7 +79,7 @@ def test_a_natural_step(env, algo, counted):
     assert counted["product"] == ITERATIONS + 1  # and one for the radius
     assert counted["jvp"] == counted["product"]
     assert counted["vjp"] == counted["product"] + 1  # and the gradient
-    assert counted["forward"] == 1 + info["search/tries"]  # one at θ_old serves everything there
+    assert counted["forward"] == 1 + info["line_search/tries"]  # one at θ_old serves everything there
     assert counted["autograd"] == 1  # of the surrogate in the head's few parameters
 
 

@@ -1,56 +1,49 @@
 """State values V(s), regressed on returns: one critic, several ways to fit it."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from rl_natgrad.algos.learner import Stateless
 from rl_natgrad.algos.problem import Batch
 from rl_natgrad.optim.first_order import Adam
-from rl_natgrad.optim.fisher import Linearization, outer
+from rl_natgrad.optim.fisher import GaussNewton, outer
+from rl_natgrad.optim.linearization import Linearization
 from rl_natgrad.optim.solvers import cg
-from rl_natgrad.optim.steps import backtrack, kl_constrained_step
+from rl_natgrad.optim.steps import backtrack, newton, to_radius
+from rl_natgrad.policy.networks import ValueNetwork
+from rl_natgrad.rollout.normalize import RunningMoments
 
 
-class Network(Protocol):
-    """f(θ, x): (P,), (N, *X) → (N, 1)."""
+class Regression(Protocol):
+    """One update's fit. Lowers E[(f(θ, x) − target)²]; target (N, 1)."""
 
-    def forward(self, theta: Tensor, x: Tensor) -> Tensor: ...
-    def linearize(self, theta: Tensor, x: Tensor) -> Linearization: ...
-    def squared_error(self, theta: Tensor) -> Callable[[Tensor, Tensor], Tensor]: ...
-    def last_layer(self, theta: Tensor) -> tuple[Tensor, Tensor]: ...
-
-
-class Fit(Protocol):
-    """One update's regression. Lowers E[(f(θ, x) − target)²]; target (N, 1)."""
-
-    def __call__(self, net: Network, theta: Tensor, x: Tensor, target: Tensor) -> Tensor:
+    def __call__(self, net: ValueNetwork, theta: Tensor, x: Tensor, target: Tensor) -> Tensor:
         """The new θ (P,)."""
 
-    def state(self) -> dict[str, Any]: ...
-    def load(self, state: dict[str, Any]) -> None: ...
+    def state(self) -> dict[str, Any]:
+        """What it remembers from one update to the next."""
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Goes on from a `state`."""
 
 
-class NoCritic:
+class NoCritic(Stateless):
     """V = 0."""
 
     def values(self, obs: Tensor) -> Tensor:
+        """0 (N,)."""
         return obs.new_zeros(len(obs), dtype=torch.get_default_dtype())
 
     def fit(self, batch: Batch) -> dict[str, float]:
+        """Nothing."""
         return {}
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def load(self, state: dict[str, Any]) -> None:
-        pass
 
 
 class Critic:
@@ -60,51 +53,56 @@ class Critic:
     (van Hasselt et al. 2016, Pop-Art).
     """
 
-    def __init__(self, net: Network, theta: Tensor, regress: Fit, normalize: bool = True):
+    def __init__(self, net: ValueNetwork, theta: Tensor, regress: Regression, normalize: bool = True):
         self.net, self.theta, self.regress, self.normalize = net, theta, regress, normalize
-        self.moments = np.zeros(3)  # of returns: count, mean, sum of squared deviations
+        self.returns = RunningMoments(())
 
     @torch.no_grad()
     def values(self, obs: Tensor) -> Tensor:
         """V(obs) (N,)."""
-        mean, std = _scale(self.moments)
-        return self.net.forward(self.theta, obs).squeeze(-1) * std + mean
+        return self.net.forward(self.theta, obs).squeeze(-1) * float(self.returns.std) + float(self.returns.mean)
 
+    @np.errstate(over="ignore", invalid="ignore")  # what is not finite is noticed below
     def fit(self, batch: Batch) -> dict[str, float]:
         """Regresses on the batch's returns. Returns error and explained variance from before the fit.
 
         Where the new parameters are not finite all stays as it was, and critic/not_finite is logged.
         """
         info = fit_info(batch.value, batch.ret)
-        moments = merge_moments(self.moments, batch.ret) if self.normalize else self.moments
-        mean, std = _scale(moments)
-        start = self._in_units_of(mean, std)
-        target = ((batch.ret - mean) / std).to(self.theta.dtype).unsqueeze(-1)
+        returns = RunningMoments(())
+        returns.load(self.returns.state())
+        if self.normalize:
+            returns.update(batch.ret.cpu().numpy())
+        start = self._in_units_of(returns)
+        target = ((batch.ret - float(returns.mean)) / float(returns.std)).to(self.theta.dtype).unsqueeze(-1)
         if bool(target.isfinite().all()):
             before = self.regress.state()
             theta = self.regress(self.net, start, batch.obs, target)
             if bool(theta.isfinite().all()) and math.isfinite(info["critic/loss"]):
-                self.moments, self.theta = moments, theta
+                self.returns, self.theta = returns, theta
                 return info
             self.regress.load(before)
         return info | {"critic/not_finite": 1.0}
 
-    def _in_units_of(self, mean: float, std: float) -> Tensor:
+    def _in_units_of(self, new: RunningMoments) -> Tensor:
         """θ for the same V in new units; as it was before the first fit, where V is but its random start."""
-        theta = self.theta.clone()
-        if self.moments[0] > 0:
-            old_mean, old_std = _scale(self.moments)
+        theta, old = self.theta.clone(), self.returns
+        if old.count > 0:
             W, b = self.net.last_layer(theta)
-            W.mul_(old_std / std)
-            b.mul_(old_std / std).add_((old_mean - mean) / std)
+            W.mul_(float(old.std / new.std))
+            b.mul_(float(old.std / new.std)).add_(float((old.mean - new.mean) / new.std))
         return theta
 
     def state(self) -> dict[str, Any]:
-        return {"theta": self.theta, "moments": self.moments, "fit": self.regress.state()}
+        """θ (P,), the returns' count, mean and sum of squared deviations (3,), and the regression's state."""
+        moments = np.array([self.returns.count, self.returns.mean, self.returns.m2], np.float64)
+        return {"theta": self.theta, "moments": moments, "fit": self.regress.state()}
 
     def load(self, state: dict[str, Any]) -> None:
+        """Goes on from a `state`."""
         self.theta = torch.as_tensor(state["theta"]).to(self.theta.device)
-        self.moments = state["moments"].copy()
+        count, mean, m2 = (np.array(moment) for moment in state["moments"])
+        self.returns.load({"count": count, "mean": mean, "m2": m2})
         self.regress.load(state["fit"])
 
 
@@ -117,15 +115,15 @@ class AdamFit:
 
     def __init__(self, theta: Tensor, rng: np.random.Generator, *, lr: float, epochs: int, minibatch: int):
         self.rng, self.lr, self.epochs, self.minibatch = rng, lr, epochs, minibatch
-        self.adam = Adam(theta.detach().clone(), lr)
+        self.adam = Adam(theta.detach().clone())
 
-    def __call__(self, net: Network, theta: Tensor, x: Tensor, target: Tensor) -> Tensor:
+    def __call__(self, net: ValueNetwork, theta: Tensor, x: Tensor, target: Tensor) -> Tensor:
+        """The new θ (P,)."""
         adam, steps = self.adam, self.epochs * math.ceil(len(x) / self.minibatch)
         adam.theta.copy_(theta)
         gradient = net.squared_error(adam.theta)
         for k, (xs, ts) in enumerate(self._minibatches(x, target)):
-            adam.lr = self.lr * (1 - k / steps)
-            adam.step(gradient(xs, ts))
+            adam.step(gradient(xs, ts), self.lr * (1 - k / steps))
         return adam.theta.clone()
 
     def _minibatches(self, x: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -135,21 +133,13 @@ class AdamFit:
             yield from zip(x.split(self.minibatch), target.split(self.minibatch), strict=True)
 
     def state(self) -> dict[str, Any]:
+        """Adam's moments, and the order's generator."""
         return {"adam": self.adam.state(), "rng": self.rng.bit_generator.state}
 
     def load(self, state: dict[str, Any]) -> None:
+        """Goes on from a `state`."""
         self.adam.load(state["adam"])
         self.rng.bit_generator.state = state["rng"]
-
-
-class Stateless:
-    """A fit that remembers nothing from one update to the next."""
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def load(self, state: dict[str, Any]) -> None:
-        pass
 
 
 @dataclass
@@ -159,7 +149,8 @@ class LBFGSFit(Stateless):
     max_iter: int
     history: int
 
-    def __call__(self, net: Network, theta: Tensor, x: Tensor, target: Tensor) -> Tensor:
+    def __call__(self, net: ValueNetwork, theta: Tensor, x: Tensor, target: Tensor) -> Tensor:
+        """The new θ (P,)."""
         param = torch.nn.Parameter(theta.detach().clone())
         optimizer = torch.optim.LBFGS(
             [param], max_iter=self.max_iter, history_size=self.history, line_search_fn="strong_wolfe"
@@ -171,7 +162,7 @@ class LBFGSFit(Stateless):
             param.grad = lin.vjp(error * (2 / len(x)))
             return (error * error).mean()
 
-        optimizer.step(loss)
+        optimizer.step(loss)  # type: ignore[arg-type]  # torch says float, and takes what float() does
         return param.detach()
 
 
@@ -190,31 +181,51 @@ class TrustRegionFit(Stateless):
     max_iter: int
     steps: int
 
-    def __call__(self, net: Network, theta: Tensor, x: Tensor, target: Tensor) -> Tensor:
+    def __call__(self, net: ValueNetwork, theta: Tensor, x: Tensor, target: Tensor) -> Tensor:
+        """The new θ (P,)."""
         for _ in range(self.steps):
-            theta = self._step(net, theta, x, target)
+            problem = GaussianFit(net, theta, x, target)
+            F, g = problem.fisher(), problem.grad()
+            d = cg(F, -g, damping=self.damping, max_iter=self.max_iter, tol=0.0)
+            full = newton(d) if self.delta is None else to_radius(d, F, self.delta)
+            theta = backtrack(problem, full, delta=self.delta, shrink=0.5, max_backtracks=10).theta
         return theta
 
-    def _step(self, net: Network, theta: Tensor, x: Tensor, target: Tensor) -> Tensor:
-        lin = net.linearize(theta, x)
-        error = lin.z - target
-        precision = 1 / float((error * error).mean().clamp(min=1e-12))
-        fisher = outer(lin, torch.full_like(lin.z, precision**0.5))
 
-        @torch.no_grad()
-        def evaluate(theta: Tensor) -> tuple[float, float]:
-            z = net.forward(theta, x)
-            loss, moved = ((z - target) ** 2).mean(), ((z - lin.z) ** 2).mean()
-            return float(loss) * precision / 2, float(moved) * precision / 2
+@dataclass(frozen=True)
+class GaussianFit:
+    """The local picture of a regression around θ_old: loss E[(V − R)²] / 2σ², which is ½ there."""
 
-        step, _, _ = kl_constrained_step(
-            theta, lin.vjp(error * (precision / len(x))), fisher,
-            partial(cg, damping=self.damping, max_iter=self.max_iter, tol=0.0), self.delta or 1.0,
-            partial(backtrack, evaluate, theta, loss=0.5, delta=self.delta or float("inf"),
-                    shrink=0.5, max_backtracks=10),
-            lr=1.0 if self.delta is None else None,
-        )  # fmt: skip
-        return step.theta
+    net: ValueNetwork
+    theta: Tensor
+    x: Tensor
+    target: Tensor
+    loss_old = 0.5
+
+    @cached_property
+    def lin(self) -> Linearization:
+        """V + J dθ around θ_old."""
+        return self.net.linearize(self.theta, self.x)
+
+    @cached_property
+    def precision(self) -> float:
+        """1/σ², σ² the mean squared error at θ_old."""
+        return 1 / float(((self.lin.z - self.target) ** 2).mean().clamp(min=1e-12))
+
+    def grad(self) -> Tensor:
+        """∇loss(θ_old) (P,)."""
+        return self.lin.vjp((self.lin.z - self.target) * (self.precision / len(self.x)))
+
+    def fisher(self) -> GaussNewton:
+        """F = E[Jᵀ J] / σ²."""
+        return outer(self.lin, torch.full_like(self.lin.z, self.precision**0.5))
+
+    @torch.no_grad()
+    def evaluate(self, theta: Tensor) -> tuple[float, float]:
+        """Loss, and KL = E[(V − V_old)²] / 2σ², at θ."""
+        z = self.net.forward(theta, self.x)
+        loss, moved = ((z - self.target) ** 2).mean(), ((z - self.lin.z) ** 2).mean()
+        return float(loss) * self.precision / 2, float(moved) * self.precision / 2
 
 
 def fit_info(value: Tensor, target: Tensor) -> dict[str, float]:
@@ -225,20 +236,3 @@ def fit_info(value: Tensor, target: Tensor) -> dict[str, float]:
     if variance > 0:
         info["critic/explained_variance"] = 1 - float(error.var(correction=0)) / variance
     return info
-
-
-def merge_moments(moments: NDArray, x: Tensor) -> NDArray:
-    """(count, mean, sum of squared deviations) with the samples x (N,) added (Chan et al. 1979)."""
-    (n, mean, m2), k = moments, len(x)
-    x_mean = float(x.mean())
-    shift = x_mean - mean
-    return np.array([
-        n + k, mean + shift * k / (n + k), m2 + float(((x - x_mean) ** 2).sum()) + shift**2 * n * k / (n + k)
-    ])  # fmt: skip
-
-
-def _scale(moments: NDArray) -> tuple[float, float]:
-    """Mean and deviation; 0 and 1 before the first sample, and 1 where nothing has varied."""
-    count, mean, m2 = moments
-    std = (m2 / count) ** 0.5 if count else 0.0
-    return float(mean), float(std) if std > 1e-8 else 1.0

@@ -1,9 +1,8 @@
 """Natural policy gradient: Kakade 2001; scaled to a KL radius as in Peters & Schaal 2008."""
 
-from functools import partial
-
-from rl_natgrad.algos.problem import Problem, Update, kl_step_update
-from rl_natgrad.optim.steps import Solver, full_step, kl_constrained_step
+from rl_natgrad.algos.problem import Problem, Update
+from rl_natgrad.optim.solvers import Solver
+from rl_natgrad.optim.steps import full_step, to_radius
 
 
 def npg(problem: Problem, *, solve: Solver, delta: float, lr: float | None = None) -> Update:
@@ -13,7 +12,7 @@ def npg(problem: Problem, *, solve: Solver, delta: float, lr: float | None = Non
 
     Args: solve: (F, b) ↦ Solution.  delta: predicted KL, nats, > 0.  lr: Kakade's fixed learning rate.
     """
-    grad, fisher = problem.grad(), problem.fisher()
-    take = partial(full_step, problem.evaluate, problem.theta, loss=problem.loss_old)
-    step, solution, kl_predicted = kl_constrained_step(problem.theta, grad, fisher, solve, delta, take, lr=lr)
-    return kl_step_update(problem, grad, step, solution, kl_predicted)
+    F, g = problem.fisher(), problem.grad()
+    d = solve(F, -g)  # F d = −g
+    full = to_radius(d, F, delta, lr=lr)  # ½ β² dᵀF d = δ
+    return problem.update(full_step(problem, full), d)

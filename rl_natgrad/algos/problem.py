@@ -1,37 +1,18 @@
 """The local picture of one batch that every learner works from. Every average over samples is here."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import isfinite
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from rl_natgrad.optim import fisher as fishers
-from rl_natgrad.optim.fisher import Fisher, Linearization
+from rl_natgrad.optim.fisher import Fisher, GaussNewton, InDouble, KLHessian, outer
+from rl_natgrad.optim.linearization import Linearization
 from rl_natgrad.optim.solvers import Solution
 from rl_natgrad.optim.steps import Step
-
-
-class Head(Protocol):
-    """What a problem needs of a policy's head; z (N, K), actions (N, *A)."""
-
-    rank: int
-
-    def log_prob(self, z: Tensor, action: Tensor) -> Tensor: ...
-    def entropy(self, z: Tensor) -> Tensor: ...
-    def kl(self, z: Tensor, z_new: Tensor) -> Tensor: ...
-    def metric(self, z: Tensor): ...
-    def root(self, z: Tensor) -> Tensor: ...
-
-
-class Policy(Protocol):
-    theta: Tensor
-    head: Head
-
-    def forward(self, theta: Tensor, obs: Tensor) -> Tensor: ...
-    def linearize(self, theta: Tensor, obs: Tensor) -> Linearization: ...
+from rl_natgrad.policy.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -56,19 +37,56 @@ class Update:
 
 
 @dataclass(frozen=True)
+class Samples:
+    """What a Fisher is made from: θ_old, M of the batch's samples, and the policy linearised there."""
+
+    policy: Policy
+    theta: Tensor
+    obs: Tensor
+    action: Tensor
+    lin: Linearization
+
+
+def gauss_newton(at: Samples) -> GaussNewton:
+    """The true Fisher, E[Jᵀ M J] with M the Fisher information of the head."""
+    head, z = at.policy.head, at.lin.z
+    if head.rank == 1:
+        return outer(at.lin, head.root(z).squeeze(-1))
+    return GaussNewton(at.lin, head.metric(z), lambda: head.root(z))
+
+
+def empirical(at: Samples) -> GaussNewton:
+    """The second moment of the scores of the sampled actions, E[∇log π(a|s) ∇log π(a|s)ᵀ]; see `outer`."""
+    z = at.lin.z.detach().requires_grad_()
+    score = torch.autograd.grad(at.policy.head.log_prob(z, at.action).sum(), z)[0]
+    return outer(at.lin, score)
+
+
+def kl_hessian(at: Samples) -> KLHessian:
+    """The true Fisher as ∇² E[KL(π_old ‖ π_θ)] at θ_old."""
+
+    def kl(theta: Tensor) -> Tensor:
+        return at.policy.head.kl(at.lin.z, at.policy.forward(theta, at.obs)).mean()
+
+    return KLHessian.of(kl, at.theta)
+
+
+@dataclass(frozen=True)
 class Problem:
     """Loss, KL, gradient and Fisher of one batch around the policy's θ_old, whose outputs are frozen here.
 
         loss(θ) = −E[ π_θ(a|s)/π_old(a|s) · A ] − c · E[ H(π_θ(·|s)) ]      surrogate, to be lowered
         kl(θ)   =  E[ KL(π_old(·|s) ‖ π_θ(·|s)) ]                           nats
 
-    Args: fisher: "gauss_newton", "kl_hessian" or "empirical".  rows: indices (M,) of the samples that
-          serve the Fisher; None for all.  entropy_coef: c ≥ 0.  float64: the Fisher's products are.
+    Schulman et al. 2015 (TRPO), equations 13 and 14.
+
+    Args: curvature: gauss_newton, kl_hessian or empirical.  rows: indices (M,) of the samples that serve the
+          Fisher; None for all.  entropy_coef: c ≥ 0.  float64: the Fisher's products are.
     """
 
     policy: Policy
     batch: Batch
-    fisher_name: str = "gauss_newton"
+    curvature: Callable[[Samples], Fisher] = gauss_newton
     rows: Tensor | None = None
     entropy_coef: float = 0.0
     float64: bool = False
@@ -89,9 +107,11 @@ class Problem:
         return self.policy.head.log_prob(self.lin.z, self.batch.action)
 
     def loss(self, theta: Tensor) -> Tensor:
+        """loss(θ), differentiable."""
         return self._loss(self.policy.forward(theta, self.batch.obs))
 
     def kl(self, theta: Tensor) -> Tensor:
+        """kl(θ), differentiable."""
         return self._kl(self.policy.forward(theta, self.batch.obs))
 
     @torch.no_grad()
@@ -109,43 +129,63 @@ class Problem:
 
     @property
     def loss_old(self) -> float:
+        """loss(θ_old)."""
         return self._at_old[0]
+
+    @cached_property
+    def _grad(self) -> Tensor:
+        return self.lin.vjp(self._at_old[1])
 
     def grad(self) -> Tensor:
         """∇loss(θ_old) = Jᵀ ∇_z loss (P,)."""
-        return self.lin.vjp(self._at_old[1])
+        return self._grad
 
     def entropy(self) -> float:
         """E[H(π_old)], nats."""
         return float(self.policy.head.entropy(self.lin.z).mean())
 
-    def fisher(self) -> Fisher:
-        """F at θ_old, as a mean over the Fisher's samples."""
-        obs, action = self.batch.obs, self.batch.action
+    @cached_property
+    def _fisher(self) -> Fisher:
+        theta, obs, action, lin = self.theta, self.batch.obs, self.batch.action, self.lin
         if self.rows is not None:
             obs, action = obs[self.rows], action[self.rows]
         if self.float64:
-            return fishers.InDouble(self._fisher(self.theta.double(), obs.double(), action))
-        return self._fisher(self.theta, obs, action, self.lin if self.rows is None else None)
+            theta, obs = theta.double(), obs.double()
+        if self.rows is not None or self.float64:
+            lin = self.policy.linearize(theta, obs)
+        F = self.curvature(Samples(self.policy, theta, obs, action, lin))
+        return InDouble(F) if self.float64 else F
 
-    def _fisher(self, theta: Tensor, obs: Tensor, action: Tensor, lin: Linearization | None = None) -> Fisher:
-        head, lin = self.policy.head, lin or self.policy.linearize(theta, obs)
-        z_old = lin.z
-        match self.fisher_name:
-            case "gauss_newton":
-                if head.rank == 1:
-                    return fishers.outer(lin, head.root(z_old).squeeze(-1))
-                return fishers.GaussNewton(lin, head.metric(z_old), lambda: head.root(z_old))
-            case "empirical":
-                z = z_old.detach().requires_grad_()
-                score = torch.autograd.grad(head.log_prob(z, action).sum(), z)[0]
-                return fishers.outer(lin, score)
-            case "kl_hessian":
-                def kl(theta: Tensor) -> Tensor:
-                    return head.kl(z_old, self.policy.forward(theta, obs)).mean()
+    def fisher(self) -> Fisher:
+        """F at θ_old, as a mean over the Fisher's samples."""
+        return self._fisher
 
-                return fishers.kl_hessian(kl, theta)
-        raise ValueError(f"fisher {self.fisher_name!r} is none of gauss_newton, kl_hessian, empirical")
+    def update(self, step: Step, d: Solution | None = None) -> Update:
+        """The update that a step makes, with its log; d: the natural direction that it went along, if any."""
+        g, moved = self.grad(), step.theta - self.theta
+        info = {
+            "policy/loss_before": self.loss_old,
+            "policy/loss_after": step.loss,
+            "policy/gain": self.loss_old - step.loss,
+            "policy/gain_predicted": -float(g @ moved),
+            "policy/kl": step.kl,
+            "policy/entropy": self.entropy(),
+            "policy/grad_norm": float(g.norm()),
+            "policy/step_norm": float(moved.norm()),
+        }
+        finite = step.finite and isfinite(self.loss_old) and isfinite(info["policy/grad_norm"])
+        if d is not None:
+            info |= {
+                "policy/kl_predicted": step.kl_predicted,
+                "solver/iterations": d.iterations,
+                "solver/residual": d.residual,
+                "line_search/accepted": float(step.accepted),
+                "line_search/tries": step.tries,
+            }
+            # No step to try: the F of a policy that is sure of its actions is 0 or indefinite to rounding, which
+            # is no fault; an F that is not finite is one.
+            finite = finite and (step.tries > 0 or bool(self.fisher().mv(g).isfinite().all()))
+        return Update(step.theta, info, finite)
 
     def _loss(self, z: Tensor) -> Tensor:
         ratio = torch.exp(self.policy.head.log_prob(z, self.batch.action) - self.log_prob)
@@ -156,31 +196,3 @@ class Problem:
 
     def _kl(self, z: Tensor) -> Tensor:
         return self.policy.head.kl(self.lin.z, z).mean()
-
-
-def kl_step_update(problem: Problem, grad: Tensor, step: Step, solution: Solution, kl_predicted: float) -> Update:
-    """The update that a KL-constrained step makes, with its log."""
-    info = step_info(problem, grad, step.theta, step.loss, step.kl) | {
-        "policy/kl_predicted": kl_predicted,
-        "solver/iterations": solution.iterations,
-        "solver/residual": solution.residual,
-        "search/accepted": float(step.accepted),
-        "search/tries": step.tries,
-    }
-    old = isfinite(problem.loss_old) and isfinite(info["policy/grad_norm"])
-    return Update(step.theta, info, finite=old and step.finite)
-
-
-def step_info(problem: Problem, grad: Tensor, theta: Tensor, loss: float, kl: float) -> dict[str, float]:
-    """What every learner logs of its step to `theta`, where `loss` and `kl` were measured."""
-    step = theta - problem.theta
-    return {
-        "policy/loss_before": problem.loss_old,
-        "policy/loss_after": loss,
-        "policy/gain": problem.loss_old - loss,
-        "policy/gain_predicted": -float(grad @ step),
-        "policy/kl": kl,
-        "policy/entropy": problem.entropy(),
-        "policy/grad_norm": float(grad.norm()),
-        "policy/step_norm": float(step.norm()),
-    }

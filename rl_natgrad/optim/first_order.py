@@ -1,20 +1,7 @@
-"""First-order optimizers by name, and their state as plain tensors."""
-
-from collections.abc import Callable
+"""Adam for small parameter vectors, and the state of torch's optimizers as plain tensors."""
 
 import torch
 from torch import Tensor
-
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "momentum": torch.optim.SGD,
-    "nag": lambda params, **options: torch.optim.SGD(params, nesterov=True, **options),
-    "adagrad": torch.optim.Adagrad,
-    "adadelta": torch.optim.Adadelta,
-    "rmsprop": torch.optim.RMSprop,
-    "adam": torch.optim.Adam,
-    "radam": torch.optim.RAdam,
-}
 
 
 class Adam:
@@ -25,29 +12,30 @@ class Adam:
     For the thousands of small steps of a critic: on 4,600 numbers the kernel takes a tenth of that class's time.
     """
 
-    def __init__(self, theta: Tensor, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
-        self.theta, self.lr, self.betas, self.eps = theta, lr, betas, eps
+    def __init__(self, theta: Tensor, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
+        self.theta, self.betas, self.eps = theta, betas, eps
         self.m, self.v = torch.zeros_like(theta), torch.zeros_like(theta)
         self.steps = torch.zeros((), device=theta.device)  # a float, as torch.optim.Adam has it
 
-    def step(self, grad: Tensor) -> None:
-        """Moves theta, in place, by one step along grad (P,)."""
+    def step(self, grad: Tensor, lr: float) -> None:
+        """Moves theta, in place, by one step at rate lr along grad (P,)."""
         self.steps += 1
         torch._fused_adam_(  # what torch.optim.Adam(fused=True) calls
-            [self.theta], [grad], [self.m], [self.v], [], [self.steps], lr=self.lr, beta1=self.betas[0],
+            [self.theta], [grad], [self.m], [self.v], [], [self.steps], lr=lr, beta1=self.betas[0],
             beta2=self.betas[1], eps=self.eps, weight_decay=0.0, amsgrad=False, maximize=False,
         )  # fmt: skip
 
     def state(self) -> dict[str, Tensor]:
+        """m, v (P,) and steps ()."""
         return {"m": self.m.clone(), "v": self.v.clone(), "steps": self.steps.clone()}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Raises: ValueError where it is not a state of this many parameters."""
-        for name in ("m", "v"):
+        for name, ours in (("m", self.m), ("v", self.v)):
             value = torch.as_tensor(state[name])
             if value.shape != self.theta.shape or value.dtype != self.theta.dtype or not value.isfinite().all():
                 raise ValueError(f"Adam's {name} is of another shape or dtype, or not finite")
-            getattr(self, name).copy_(value)
+            ours.copy_(value)
         if not float(state["steps"]) >= 0:
             raise ValueError(f"Adam's steps are {state['steps']}")
         self.steps.fill_(float(state["steps"]))

@@ -10,53 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-
-class Linearization(Protocol):
-    """A network's outputs z(θ) (N, K) to first order around one θ, on one batch: z + J dθ."""
-
-    z: Tensor
-    size: int
-    """P"""
-
-    def jvp(self, v: Tensor) -> Tensor:
-        """J v: (P,) → (N, K)."""
-
-    def vjp(self, u: Tensor) -> Tensor:
-        """Jᵀ u, summed over samples: (N, K) → (P,)."""
-
-    def along(self, b: Tensor) -> "Linearization":
-        """The one output bᵀz: (N, 1), for weights b (N, K) that do not move with θ."""
-
-    def jacobian(self) -> Tensor:
-        """J itself: (N, K, P)."""
-
-
-@dataclass(frozen=True)
-class Along:
-    """bᵀz + bᵀJ dθ, of any linearisation."""
-
-    lin: Linearization
-    b: Tensor
-
-    @property
-    def z(self) -> Tensor:
-        return (self.b * self.lin.z).sum(-1, keepdim=True)
-
-    @property
-    def size(self) -> int:
-        return self.lin.size
-
-    def jvp(self, v: Tensor) -> Tensor:
-        return (self.b * self.lin.jvp(v)).sum(-1, keepdim=True)
-
-    def vjp(self, u: Tensor) -> Tensor:
-        return self.lin.vjp(self.b * u)
-
-    def along(self, b: Tensor) -> "Along":
-        return Along(self.lin, b * self.b)
-
-    def jacobian(self) -> Tensor:
-        return torch.einsum("nk,nkp->np", self.b, self.lin.jacobian()).unsqueeze(1)
+from rl_natgrad.optim.linearization import Linearization
 
 
 class Fisher(Protocol):
@@ -82,15 +36,19 @@ class InDouble:
     F: Fisher
 
     def mv(self, v: Tensor) -> Tensor:
+        """F v (P,), in v's own precision."""
         return self.F.mv(v.double()).to(v.dtype)
 
     def shape(self) -> tuple[int | None, int]:
+        """(M, P)."""
         return self.F.shape()
 
     def rows(self) -> Tensor | None:
+        """R (M, P) float64, or None."""
         return self.F.rows()
 
     def dense(self) -> Tensor:
+        """F (P, P) float64."""
         return self.F.dense()
 
 
@@ -110,18 +68,22 @@ class GaussNewton:
     root: Callable[[], Tensor]
 
     def mv(self, v: Tensor) -> Tensor:
+        """F v = Jᵀ M (J v) / N."""
         Jv = self.lin.jvp(v)
         return self.lin.vjp(self.metric(Jv) / len(Jv))
 
     def shape(self) -> tuple[int, int]:
+        """(N·R, P)."""
         N, _, R = self.root().shape
         return N * R, self.lin.size
 
     def rows(self) -> Tensor:
+        """Bᵀ J / √N, (N·R, P)."""
         root, J = self.root(), self.lin.jacobian()
         return torch.einsum("nkr,nkp->nrp", root, J).flatten(0, 1) / len(J) ** 0.5
 
     def dense(self) -> Tensor:
+        """F (P, P)."""
         R = self.rows()
         return R.T @ R
 
@@ -148,22 +110,24 @@ class KLHessian:
     gradient: Tensor
     theta: Tensor
 
+    @classmethod
+    def of(cls, kl: Callable[[Tensor], Tensor], theta: Tensor) -> "KLHessian":
+        """The Hessian of kl(θ) at `theta`, whose graph is built once, here."""
+        leaf = theta.detach().requires_grad_()
+        return cls(torch.autograd.grad(kl(leaf), leaf, create_graph=True)[0], leaf)
+
     def mv(self, v: Tensor) -> Tensor:
+        """F v = ∇(∇KL · v)."""
         return torch.autograd.grad(self.gradient, self.theta, v, retain_graph=True)[0]
 
     def shape(self) -> tuple[None, int]:
+        """(None, P): a Hessian has no rows."""
         return None, self.theta.numel()
 
     def rows(self) -> None:
-        return None
+        """None."""
 
     def dense(self) -> Tensor:
+        """F (P, P), a product a column."""
         eye = torch.eye(self.theta.numel(), dtype=self.theta.dtype, device=self.theta.device)
         return torch.stack([self.mv(column) for column in eye])
-
-
-def kl_hessian(kl: Callable[[Tensor], Tensor], theta: Tensor) -> KLHessian:
-    """The Hessian of kl(θ) at θ = theta, whose graph is built once, here."""
-    leaf = theta.detach().requires_grad_()
-    gradient = torch.autograd.grad(kl(leaf), leaf, create_graph=True)[0]
-    return KLHessian(gradient, leaf)

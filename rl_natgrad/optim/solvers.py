@@ -6,6 +6,7 @@ unit, means the same for a policy whose Fisher is 1e-4 and one whose Fisher is 1
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,8 +25,27 @@ class Solution:
     ok: bool
 
 
+Solver = Callable[[Fisher, Tensor], Solution]
+"""(F, b (P,)) ↦ x with (F + λI) x = b."""
+
+
 class TooLarge(ValueError):
     """A dense solver was asked for a matrix that would not fit."""
+
+
+def refuse_too_large(solver: str, M: int, P: int, max_gib: float) -> None:
+    """Raises TooLarge where the matrix of a dense solver takes more than max_gib GiB in float64.
+
+    Args: solver: cholesky, pinv (P × P) or woodbury (M × M, and M × P for R).  M: Fisher rows.  P: parameters.
+    """
+    rows, columns = (M, max(M, P)) if solver == "woodbury" else (P, P)
+    gib = rows * columns * 8 / 2**30
+    if gib > max_gib:
+        what = "its sample-space matrix" if solver == "woodbury" else "the Fisher matrix"
+        raise TooLarge(
+            f"solver={solver}: {what} would be {rows:,} × {columns:,}, {gib:.1f} GiB in float64, and "
+            f"solver.max_gib is {max_gib:g}; use solver=cg, a smaller network or a smaller batch"
+        )
 
 
 def identity(F: Fisher, b: Tensor) -> Solution:
@@ -73,7 +93,7 @@ def cholesky(F: Fisher, b: Tensor, *, damping: float, max_gib: float) -> Solutio
     Raises: TooLarge where F would take more than max_gib GiB.
     """
     P = b.numel()
-    _refuse(P, P, max_gib, "cholesky", "the Fisher matrix")
+    refuse_too_large("cholesky", 0, P, max_gib)
     if not bool(b.any()):  # then λ is 0 too, and a singular F has no factor
         return Solution(b.clone(), 0, 0.0, True)
     A = F.dense().double()
@@ -95,10 +115,12 @@ def woodbury(F: Fisher, b: Tensor, *, damping: float, max_gib: float) -> Solutio
     M, P = F.shape()
     if M is None:
         raise ValueError("solver=woodbury needs a Fisher with rows: use fisher=gauss_newton or empirical")
-    _refuse(M, max(M, P), max_gib, "woodbury", "its sample-space matrix")
+    refuse_too_large("woodbury", M, P, max_gib)
     if not bool(b.any()):
         return Solution(b.clone(), 0, 0.0, True)
-    R, lam, c = F.rows().double(), _lam(F, b, damping), b.double()
+    rows = F.rows()
+    assert rows is not None  # M says so
+    R, lam, c = rows.double(), _lam(F, b, damping), b.double()
     G = R @ R.T
     G.diagonal().add_(lam)
     L, info = torch.linalg.cholesky_ex(G)
@@ -115,7 +137,7 @@ def pinv(F: Fisher, b: Tensor, *, rtol: float, max_gib: float) -> Solution:
     Raises: TooLarge where F would take more than max_gib GiB.
     """
     P = b.numel()
-    _refuse(P, P, max_gib, "pinv", "the Fisher matrix")
+    refuse_too_large("pinv", 0, P, max_gib)
     A = F.dense().double()
     if not _finite(A):
         return Solution(torch.zeros_like(b), 0, float("nan"), False)
@@ -124,9 +146,6 @@ def pinv(F: Fisher, b: Tensor, *, rtol: float, max_gib: float) -> Solution:
     c = V.T @ b.double()
     x = V @ torch.where(keep, c / torch.where(keep, w, 1), 0)
     return _solution(x, A.mv(x), b, ok=True)
-
-
-SOLVERS = {f.__name__: f for f in (identity, cg, cholesky, woodbury, pinv)}
 
 
 def _lam(F: Fisher, b: Tensor, damping: float) -> float:
@@ -139,15 +158,6 @@ def _solution(x: Tensor, Ax: Tensor, b: Tensor, *, ok: bool) -> Solution:
     norm = float(b.norm())
     residual = float((Ax - b).norm()) / norm if norm > 0 else 0.0
     return Solution(x.to(b.dtype), 0, residual, ok and _finite(x) and math.isfinite(residual))
-
-
-def _refuse(rows: int, columns: int, max_gib: float, solver: str, what: str) -> None:
-    gib = rows * columns * 8 / 2**30
-    if gib > max_gib:
-        raise TooLarge(
-            f"solver={solver}: {what} would be {rows:,} × {columns:,}, {gib:.1f} GiB in float64, and "
-            f"solver.max_gib is {max_gib:g}; use solver=cg, a smaller network or a smaller batch"
-        )
 
 
 def _finite(x: Tensor) -> bool:

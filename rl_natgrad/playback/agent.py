@@ -86,12 +86,11 @@ def load(run: str | Path, *, checkpoint: str | int = "last", allow_import: bool 
         size = build.policy_size(cfg, seen, acts)
         fit(state.get("policy"), {"theta": torch.empty(size, device="meta")}, "policy")
         policy = build.build_policy(cfg, seen, acts, theta=state["policy"]["theta"].to(cfg.device))
-        normaliser: Any = policy.observe if hasattr(policy.observe, "load") else None
-        fit(state.get("observe"), normaliser.state() if normaliser else lambda node: node == {}, "observe")
+        learned = policy.observe.state()
+        fit(state.get("observe"), learned or (lambda node: node == {}), "observe")
     except (ValueError, RuntimeError) as error:  # the latter: torch, of a network that cannot be
         raise ValueError(f"{file} does not fit {path / RECORD}: {error}") from error
-    if normaliser:
-        normaliser.load(state["observe"])
+    policy.observe.load(state["observe"])
     return Agent(cfg, raw, policy, state["update"], state["step"])
 
 

@@ -28,21 +28,41 @@ Product = Callable[[Tensor], Tensor]
 class Head(Protocol):
     """z (N, K) → a distribution over actions (N, *A)."""
 
-    size: int
-    """K, distribution parameters per state."""
-    free: int
-    """The last `free` of them do not depend on the state: they are parameters in θ, not network outputs."""
-    rank: int
-    """R, columns of the metric's root."""
+    @property
+    def size(self) -> int:
+        """K, distribution parameters per state."""
 
-    def log_prob(self, z: Tensor, action: Tensor) -> Tensor: ...  # (N,)
-    def entropy(self, z: Tensor) -> Tensor: ...  # (N,) nats
-    def kl(self, z: Tensor, z_new: Tensor) -> Tensor: ...  # (N,) nats, KL(π_z ‖ π_z_new)
-    def metric(self, z: Tensor) -> Product: ...  # (N, K) → (N, K)
-    def root(self, z: Tensor) -> Tensor: ...  # (N, K, R)
-    def noise(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray: ...  # (*shape, …)
-    def sample(self, z: NDArray, noise: NDArray) -> NDArray: ...  # (B, *A)
-    def mode(self, z: NDArray) -> NDArray: ...  # (B, *A)
+    @property
+    def free(self) -> int:
+        """The last `free` of them do not depend on the state: they are parameters in θ, not network outputs."""
+
+    @property
+    def rank(self) -> int:
+        """R, columns of the metric's root."""
+
+    def log_prob(self, z: Tensor, action: Tensor) -> Tensor:
+        """log π_z(a) (N,)."""
+
+    def entropy(self, z: Tensor) -> Tensor:
+        """H(π_z) (N,), nats."""
+
+    def kl(self, z: Tensor, z_new: Tensor) -> Tensor:
+        """KL(π_z ‖ π_z_new) (N,), nats."""
+
+    def metric(self, z: Tensor) -> Product:
+        """v ↦ M v, (N, K) → (N, K)."""
+
+    def root(self, z: Tensor) -> Tensor:
+        """B (N, K, R) with B Bᵀ = M."""
+
+    def noise(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray:
+        """The randomness of so many actions, (*shape, …)."""
+
+    def sample(self, z: NDArray, noise: NDArray) -> NDArray:
+        """Actions (B, *A), a function of z (B, K) and noise (B, …)."""
+
+    def mode(self, z: NDArray) -> NDArray:
+        """The most likely actions (B, *A)."""
 
 
 @dataclass(frozen=True)
@@ -54,24 +74,30 @@ class Categorical:
 
     @property
     def size(self) -> int:
+        """K = n."""
         return self.n
 
     @property
     def rank(self) -> int:
+        """R: two choices differ along one line."""
         return 1 if self.n == 2 else self.n
 
-    def log_prob(self, z, action):
+    def log_prob(self, z: Tensor, action: Tensor) -> Tensor:
+        """z_a − log Σ exp z."""
         return z.log_softmax(-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
 
-    def entropy(self, z):
+    def entropy(self, z: Tensor) -> Tensor:
+        """−Σ p log p."""
         logp = z.log_softmax(-1)
         return -(logp.exp() * logp).sum(-1)
 
-    def kl(self, z, z_new):
+    def kl(self, z: Tensor, z_new: Tensor) -> Tensor:
+        """Σ p (log p − log p_new)."""
         logp = z.log_softmax(-1)
         return (logp.exp() * (logp - z_new.log_softmax(-1))).sum(-1)
 
-    def metric(self, z):
+    def metric(self, z: Tensor) -> Product:
+        """M = diag(p) − p pᵀ."""
         p = z.softmax(-1)  # M = diag(p) − p pᵀ
 
         def product(v: Tensor) -> Tensor:
@@ -80,7 +106,8 @@ class Categorical:
 
         return product
 
-    def root(self, z):
+    def root(self, z: Tensor) -> Tensor:
+        """B with B Bᵀ = M."""
         p = z.softmax(-1)
         if self.n == 2:  # M = p₀p₁ [1, −1]ᵀ[1, −1]
             one = p.prod(-1, keepdim=True).sqrt()
@@ -88,13 +115,16 @@ class Categorical:
         # B = diag(√p) − p √pᵀ, since √pᵀ√p = 1
         return torch.diag_embed(p.sqrt()) - p.unsqueeze(-1) * p.sqrt().unsqueeze(-2)
 
-    def noise(self, rng, shape):
+    def noise(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray:
+        """Gumbel noise (*shape, n)."""
         return rng.gumbel(size=(*shape, self.n)).astype(np.float32)
 
-    def sample(self, z, noise):
+    def sample(self, z: NDArray, noise: NDArray) -> NDArray:
+        """argmax of z + noise."""
         return (z + noise).argmax(-1)  # the Gumbel-max trick: exact
 
-    def mode(self, z):
+    def mode(self, z: NDArray) -> NDArray:
+        """argmax of z."""
         return z.argmax(-1)
 
 
@@ -107,26 +137,32 @@ class MultiDiscrete:
 
     @property
     def size(self) -> int:
+        """K = Σ nvec."""
         return sum(self.nvec)
 
     @property
     def rank(self) -> int:
+        """R, the parts' together."""
         return sum(c.rank for c in map(Categorical, self.nvec))
 
     def _parts(self, *zs: Tensor):
         """(Categorical, its slice of each z), one per dimension."""
         return zip(map(Categorical, self.nvec), *(z.split(self.nvec, -1) for z in zs), strict=True)
 
-    def log_prob(self, z, action):
+    def log_prob(self, z: Tensor, action: Tensor) -> Tensor:
+        """Σ over parts."""
         return sum(c.log_prob(zd, a) for (c, zd), a in zip(self._parts(z), action.unbind(-1), strict=True))
 
-    def entropy(self, z):
+    def entropy(self, z: Tensor) -> Tensor:
+        """Σ over parts."""
         return sum(c.entropy(zd) for c, zd in self._parts(z))
 
-    def kl(self, z, z_new):
+    def kl(self, z: Tensor, z_new: Tensor) -> Tensor:
+        """Σ over parts."""
         return sum(c.kl(zd, zd_new) for c, zd, zd_new in self._parts(z, z_new))
 
-    def metric(self, z):
+    def metric(self, z: Tensor) -> Product:
+        """M, block by block."""
         products = [c.metric(zd) for c, zd in self._parts(z)]
 
         def product(v: Tensor) -> Tensor:
@@ -134,7 +170,8 @@ class MultiDiscrete:
 
         return product
 
-    def root(self, z):
+    def root(self, z: Tensor) -> Tensor:
+        """B, block by block."""
         root = z.new_zeros(*z.shape, self.rank)
         row = column = 0
         for c, zd in self._parts(z):
@@ -142,13 +179,16 @@ class MultiDiscrete:
             row, column = row + c.n, column + c.rank
         return root
 
-    def noise(self, rng, shape):
+    def noise(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray:
+        """Gumbel noise (*shape, K)."""
         return rng.gumbel(size=(*shape, self.size)).astype(np.float32)
 
-    def sample(self, z, noise):
+    def sample(self, z: NDArray, noise: NDArray) -> NDArray:
+        """Each part's argmax of z + noise."""
         return self.mode(z + noise)
 
-    def mode(self, z):
+    def mode(self, z: NDArray) -> NDArray:
+        """Each part's argmax of z."""
         ends = np.cumsum(self.nvec)[:-1]
         return np.stack([zd.argmax(-1) for zd in np.split(z, ends, axis=-1)], axis=-1)
 
@@ -162,38 +202,48 @@ class Bernoulli:
 
     @property
     def size(self) -> int:
+        """K = n."""
         return self.n
 
     @property
     def rank(self) -> int:
+        """R = n."""
         return self.n
 
-    def log_prob(self, z, action):
+    def log_prob(self, z: Tensor, action: Tensor) -> Tensor:
+        """Σ log σ(±z)."""
         return torch.where(action > 0, logsigmoid(z), logsigmoid(-z)).sum(-1)
 
-    def entropy(self, z):
+    def entropy(self, z: Tensor) -> Tensor:
+        """−Σ p log p + (1 − p) log(1 − p)."""
         p = z.sigmoid()
         return -(p * logsigmoid(z) + (1 - p) * logsigmoid(-z)).sum(-1)
 
-    def kl(self, z, z_new):
+    def kl(self, z: Tensor, z_new: Tensor) -> Tensor:
+        """Σ over coins."""
         p = z.sigmoid()
         one, zero = logsigmoid(z) - logsigmoid(z_new), logsigmoid(-z) - logsigmoid(-z_new)
         return (p * one + (1 - p) * zero).sum(-1)
 
-    def metric(self, z):
+    def metric(self, z: Tensor) -> Product:
+        """M = diag(p (1 − p))."""
         variance = z.sigmoid() * (-z).sigmoid()
         return lambda v: variance * v
 
-    def root(self, z):
+    def root(self, z: Tensor) -> Tensor:
+        """B = diag √(p (1 − p))."""
         return torch.diag_embed((z.sigmoid() * (-z).sigmoid()).sqrt())
 
-    def noise(self, rng, shape):
+    def noise(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray:
+        """Logistic noise (*shape, n)."""
         return rng.logistic(size=(*shape, self.n)).astype(np.float32)
 
-    def sample(self, z, noise):
+    def sample(self, z: NDArray, noise: NDArray) -> NDArray:
+        """1 where z + noise > 0."""
         return (z + noise > 0).astype(np.int64)
 
-    def mode(self, z):
+    def mode(self, z: NDArray) -> NDArray:
+        """1 where z > 0."""
         return (z > 0).astype(np.int64)
 
 
@@ -208,45 +258,56 @@ class DiagGaussian:
 
     @property
     def size(self) -> int:
+        """K = 2n."""
         return 2 * self.n
 
     @property
     def free(self) -> int:
+        """log σ: n."""
         return self.n
 
     @property
     def rank(self) -> int:
+        """R = 2n."""
         return 2 * self.n
 
-    def log_prob(self, z, action):
+    def log_prob(self, z: Tensor, action: Tensor) -> Tensor:
+        """−Σ ½((a − μ)/σ)² + log σ + ½ log 2π."""
         mu, log_sigma = z.chunk(2, -1)
         x = (action - mu) * torch.exp(-log_sigma)
         return -(0.5 * x * x + log_sigma + 0.5 * math.log(2 * math.pi)).sum(-1)
 
-    def entropy(self, z):
+    def entropy(self, z: Tensor) -> Tensor:
+        """Σ log σ + ½ log 2πe."""
         log_sigma = z[..., self.n :]
         return (log_sigma + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
-    def kl(self, z, z_new):
+    def kl(self, z: Tensor, z_new: Tensor) -> Tensor:
+        """Σ log σ_new/σ + ½((σ² + (μ − μ_new)²)/σ_new² − 1)."""
         (mu, log_sigma), (mu_new, log_sigma_new) = z.chunk(2, -1), z_new.chunk(2, -1)
         precision = torch.exp(-2 * log_sigma_new)
         variance_ratio = torch.exp(2 * (log_sigma - log_sigma_new))
         quadratic = (mu_new - mu) ** 2 * precision
         return (log_sigma_new - log_sigma + 0.5 * (variance_ratio + quadratic - 1)).sum(-1)
 
-    def metric(self, z):
+    def metric(self, z: Tensor) -> Product:
+        """M = diag(1/σ², 2)."""
         diagonal = torch.cat([torch.exp(-2 * z[..., self.n :]), torch.full_like(z[..., self.n :], 2)], -1)
         return lambda v: diagonal * v
 
-    def root(self, z):
+    def root(self, z: Tensor) -> Tensor:
+        """B = diag(1/σ, √2)."""
         log_sigma = z[..., self.n :]
         return torch.diag_embed(torch.cat([torch.exp(-log_sigma), torch.full_like(log_sigma, 2**0.5)], -1))
 
-    def noise(self, rng, shape):
+    def noise(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray:
+        """Standard normal noise (*shape, n)."""
         return rng.standard_normal(size=(*shape, self.n), dtype=np.float32)
 
-    def sample(self, z, noise):
+    def sample(self, z: NDArray, noise: NDArray) -> NDArray:
+        """μ + σ · noise."""
         return z[..., : self.n] + np.exp(z[..., self.n :]) * noise
 
-    def mode(self, z):
+    def mode(self, z: NDArray) -> NDArray:
+        """μ."""
         return z[..., : self.n]

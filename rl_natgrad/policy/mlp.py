@@ -1,6 +1,6 @@
 """The multi-layer perceptron and its linearisation: the chain rule written out, for tensors and for arrays."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rl_natgrad.optim.fisher import Linearization
+from rl_natgrad.optim.linearization import Linearization
 
 Array = Any
 """A tensor, or the numpy view of one that is on the CPU: what the chain rule below is written for.
@@ -53,10 +53,13 @@ quiet = np.errstate(over="ignore", invalid="ignore")
 
 
 class Tanh:
+    """φ = tanh."""
+
     function = staticmethod(torch.tanh)
 
     @staticmethod
     def inplace(a: Array) -> Array:
+        """φ(a), written over a."""
         return _lib(a).tanh(a, out=a)
 
     @staticmethod
@@ -67,20 +70,24 @@ class Tanh:
 
 
 class Relu:
+    """φ = max(·, 0)."""
+
     function = staticmethod(torch.relu)
 
     @staticmethod
     def inplace(a: Array) -> Array:
+        """φ(a), written over a."""
         return a.clip(0, None, out=a) if _lib(a) is np else a.clamp_(min=0)
 
     @staticmethod
     def slope(h: Array, out: Array | None = None) -> Array:
+        """φ′ in terms of h = φ."""
         out = _lib(h).empty_like(h) if out is None else out
         out[...] = h > 0
         return out
 
 
-ACTIVATIONS = {"tanh": Tanh, "relu": Relu}
+Activation = type[Tanh] | type[Relu]
 
 
 @dataclass(frozen=True)
@@ -92,11 +99,12 @@ class MLP:
     """
 
     sizes: tuple[int, ...]
-    activation: str = "tanh"
+    activation: Activation = Tanh
     last_gain: float = 0.01
 
     @cached_property
     def size(self) -> int:
+        """P."""
         return sum((i + 1) * o for i, o in pairwise(self.sizes))
 
     @cached_property
@@ -113,6 +121,7 @@ class MLP:
         return [(theta[W].reshape(shape), theta[b]) for W, shape, b in self._places]
 
     def init(self, generator: torch.Generator) -> Tensor:
+        """θ at the start of training, (P,)."""
         theta = torch.zeros(self.size)
         layers = self.layers(theta)
         for k, (W, _) in enumerate(layers):
@@ -121,29 +130,34 @@ class MLP:
 
     @quiet
     def forward(self, theta: Tensor, x: Tensor) -> Tensor:
+        """z (N, K), differentiable in θ."""
         if not (torch.is_grad_enabled() and theta.requires_grad):
             layers = self.layers(_raw(theta))
             return _joined([_tensor(self._activations(layers, _raw(part))[-1]) for part in _chunks(x)])
         *hidden, (W_last, b_last) = self.layers(theta)
         for W, b in hidden:
-            x = ACTIVATIONS[self.activation].function(torch.addmm(b, x, W.T))
+            x = self.activation.function(torch.addmm(b, x, W.T))
         return torch.addmm(b_last, x, W_last.T)
 
     @quiet
     def linearize(self, theta: Tensor, x: Tensor) -> "LinearizedMLP | Chunks":
+        """z + J dθ around θ."""
         layers, parts = self.layers(_raw(theta)), []
         for part in _chunks(x):
             *hidden, z = self._activations(layers, _raw(part))
             parts.append(LinearizedMLP(self, layers, _tensor(z), hidden))
         return parts[0] if len(parts) == 1 else Chunks(parts)
 
-    def squared_error(self, theta: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    def squared_error(self, theta: Tensor) -> "SquaredError":
+        """(x, t) ↦ ∇_θ E[‖f(θ, x) − t‖²] (P,), for a θ that is moved in place."""
         return SquaredError(self, theta)
 
     def last_layer(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Its W and b, views of θ."""
         return self.layers(theta)[-1]
 
     def compile(self, theta: Tensor) -> Callable[[NDArray], NDArray]:
+        """x ↦ f(θ, x) on arrays, for a θ that stays."""
         layers = [(W.copy(), b.copy()) for W, b in self.layers(theta.detach().cpu().numpy())]
         return lambda x: self._activations(layers, x)[-1]
 
@@ -152,9 +166,9 @@ class MLP:
         return _propagate(self.activation, layers, x, [None] * len(layers))
 
 
-def _propagate(activation: str, layers: list[tuple[Array, Array]], x: Array, outs: list) -> list[Array]:
+def _propagate(activation: Activation, layers: list[tuple[Array, Array]], x: Array, outs: list) -> list[Array]:
     """[x, h₁, …, z], into the arrays `outs` where there are such."""
-    phi, last, matmul = ACTIVATIONS[activation].inplace, len(layers) - 1, _lib(x).matmul
+    phi, last, matmul = activation.inplace, len(layers) - 1, _lib(x).matmul
     hs = [x]
     for k, ((W, b), out) in enumerate(zip(layers, outs, strict=True)):
         h = matmul(hs[-1], W.T, out=out)
@@ -177,10 +191,11 @@ class SquaredError:
 
     @quiet
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """The gradient (P,) on one minibatch."""
         if len(x) not in self.kept:
             self.kept[len(x)] = self._arrays(x)
         ones, outs, ss, slopes = self.kept[len(x)]
-        matmul, slope = _lib(ones).matmul, ACTIVATIONS[self.net.activation].slope
+        matmul, slope = _lib(ones).matmul, self.net.activation.slope
         *hs, s = _propagate(self.net.activation, self.layers, _raw(x), outs)
         s -= _raw(t)
         s *= 2 / len(s)
@@ -206,11 +221,12 @@ class LinearizedMLP:
 
     def __init__(self, net: MLP, layers: list[tuple[Array, Array]], z: Tensor, hidden: list[Array]):
         self.net, self.layers, self.z, self.hidden, self.size = net, layers, z, hidden, net.size
-        self._slopes = [ACTIVATIONS[net.activation].slope(h) for h in hidden[1:]]
+        self._slopes = [net.activation.slope(h) for h in hidden[1:]]
         self._ones = _lib(hidden[0]).ones_like(hidden[0][:, 0])
 
     @quiet
     def jvp(self, v: Tensor) -> Tensor:
+        """J v: (P,) → (N, K)."""
         # ṡₗ = hₗ₋₁ Ẇₗᵀ + ḃₗ + ḣₗ₋₁ Wₗᵀ,   ḣₗ = φ′ₗ ṡₗ
         dh = None
         layers = zip(self.layers, self.net.layers(_raw(v)), self.hidden, strict=True)
@@ -226,12 +242,15 @@ class LinearizedMLP:
 
     @quiet
     def vjp(self, u: Tensor) -> Tensor:
+        """Jᵀ u, summed over samples: (N, K) → (P,)."""
         return self.gathered(self.signals(_raw(u)))
 
     def along(self, b: Tensor) -> "LinearizedMLPAlong":
+        """The one output bᵀz."""
         return LinearizedMLPAlong(self, b)
 
     def jacobian(self) -> Tensor:
+        """J (N, K, P)."""
         N, K = self.z.shape
         J = self.z.new_empty(N, K, self.size)
         for k in range(K):
@@ -275,10 +294,12 @@ class LinearizedMLPAlong:
 
     @property
     def z(self) -> Tensor:
+        """bᵀz (N, 1)."""
         return (self.b * self.lin.z).sum(-1, keepdim=True)
 
     @quiet
     def jvp(self, v: Tensor) -> Tensor:
+        """bᵀJ v: (P,) → (N, 1)."""
         # bᵀJv = Σₗ sₗᵀ (Ẇₗ hₗ₋₁ + ḃₗ)
         Jv = 0
         layers = zip(self.lin.net.layers(_raw(v)), self._signals, self.lin.hidden, strict=True)
@@ -290,12 +311,15 @@ class LinearizedMLPAlong:
 
     @quiet
     def vjp(self, u: Tensor) -> Tensor:
+        """Jᵀ b u: (N, 1) → (P,)."""
         return self.lin.gathered([s * _raw(u) for s in self._signals])
 
     def along(self, b: Tensor) -> "LinearizedMLPAlong":
+        """The same output, weighted by b (N, 1)."""
         return LinearizedMLPAlong(self.lin, b * self.b)
 
     def jacobian(self) -> Tensor:
+        """bᵀJ (N, 1, P)."""
         return torch.einsum("nk,nkp->np", self.b, self.lin.jacobian()).unsqueeze(1)
 
 
@@ -303,25 +327,31 @@ class LinearizedMLPAlong:
 class Chunks:
     """The linearisation of a large batch, part by part."""
 
-    parts: list[Linearization]
+    parts: Sequence[Linearization]
 
     @cached_property
     def z(self) -> Tensor:
+        """z (N, K)."""
         return torch.cat([part.z for part in self.parts])
 
     @property
     def size(self) -> int:
+        """P."""
         return self.parts[0].size
 
     def jvp(self, v: Tensor) -> Tensor:
+        """J v: (P,) → (N, K)."""
         return torch.cat([part.jvp(v) for part in self.parts])
 
     def vjp(self, u: Tensor) -> Tensor:
+        """Jᵀ u, summed over samples: (N, K) → (P,)."""
         parts = zip(self.parts, u.split(CHUNK), strict=True)
         return torch.stack([part.vjp(u) for part, u in parts]).sum(0)
 
     def along(self, b: Tensor) -> "Chunks":
+        """The one output bᵀz, for b (N, K)."""
         return Chunks([part.along(b) for part, b in zip(self.parts, b.split(CHUNK), strict=True)])
 
     def jacobian(self) -> Tensor:
+        """J (N, K, P)."""
         return torch.cat([part.jacobian() for part in self.parts])

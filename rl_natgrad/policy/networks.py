@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rl_natgrad.optim.fisher import Along, Linearization
+from rl_natgrad.optim.linearization import Along, Linearization
 
 Forward = Callable[[NDArray], NDArray]
 
@@ -21,8 +21,9 @@ Forward = Callable[[NDArray], NDArray]
 class Network(Protocol):
     """f(θ, x): (P,), (N, *X) → (N, K)."""
 
-    size: int
-    """P"""
+    @property
+    def size(self) -> int:
+        """P."""
 
     def init(self, generator: torch.Generator) -> Tensor:
         """θ at the start of training, (P,) float32."""
@@ -33,14 +34,18 @@ class Network(Protocol):
     def linearize(self, theta: Tensor, x: Tensor) -> Linearization:
         """z + J dθ around θ."""
 
+    def compile(self, theta: Tensor) -> Forward:
+        """x ↦ f(θ, x) on arrays, for a θ that stays: what acting in an environment needs."""
+
+
+class ValueNetwork(Network, Protocol):
+    """A network that ends in a linear layer, and can be regressed in many small steps."""
+
     def squared_error(self, theta: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """(x, t) ↦ ∇_θ E[‖f(θ, x) − t‖²] (P,), for a θ that is moved in place."""
 
     def last_layer(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Its W and b, views of θ."""
-
-    def compile(self, theta: Tensor) -> Forward:
-        """x ↦ f(θ, x) on arrays, for a θ that stays: what acting in an environment needs."""
 
 
 class AutogradLinearization:
@@ -59,12 +64,15 @@ class AutogradLinearization:
         self.z, self.size, self.jacobian = self._z.detach(), theta.numel(), jacobian
 
     def jvp(self, v: Tensor) -> Tensor:
+        """J v: (P,) → (N, K)."""
         return torch.autograd.grad(self._vjp_u, self._u, v, retain_graph=True)[0]
 
     def vjp(self, u: Tensor) -> Tensor:
+        """Jᵀ u, summed over samples: (N, K) → (P,)."""
         return torch.autograd.grad(self._z, self._theta, u, retain_graph=True)[0]
 
     def along(self, b: Tensor) -> Along:
+        """The one output bᵀz."""
         return Along(self, b)
 
 
@@ -80,13 +88,16 @@ class ModuleNetwork:
         self.size = sum(shape.numel() for shape in self._shapes.values())
 
     def init(self, generator: torch.Generator) -> Tensor:
+        """θ at the start of training, (P,)."""
         self._initialize(self.module, generator)
         return nn.utils.parameters_to_vector(self.module.parameters()).detach()
 
     def forward(self, theta: Tensor, x: Tensor) -> Tensor:
+        """z (N, K), differentiable in θ."""
         return torch.func.functional_call(self.module, self._named(theta), (x,))
 
     def linearize(self, theta: Tensor, x: Tensor) -> AutogradLinearization:
+        """z + J dθ around θ."""
         def one(theta: Tensor, x1: Tensor) -> Tensor:
             return self.forward(theta, x1.unsqueeze(0)).squeeze(0)
 
@@ -96,6 +107,7 @@ class ModuleNetwork:
         return AutogradLinearization(lambda theta: self.forward(theta, x), theta, jacobian)
 
     def squared_error(self, theta: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """(x, t) ↦ ∇_θ E[‖f(θ, x) − t‖²] (P,), for a θ that is moved in place."""
         leaf = theta.detach().requires_grad_()  # it shares θ's memory
 
         def gradient(x: Tensor, t: Tensor) -> Tensor:
@@ -105,10 +117,12 @@ class ModuleNetwork:
         return gradient
 
     def last_layer(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Its W and b, views of θ."""
         *_, W, b = self._named(theta).values()
         return W, b
 
     def compile(self, theta: Tensor) -> Forward:
+        """x ↦ f(θ, x) on arrays, for a θ that stays."""
         theta = theta.detach()
 
         @torch.no_grad()
@@ -153,6 +167,7 @@ class Scale(nn.Module):
     """0 … 255 → 0 … 1."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """x / 255."""
         return (x if x.is_floating_point() else x.to(torch.get_default_dtype())) / 255
 
 
@@ -169,19 +184,24 @@ class WithFree:
 
     @property
     def size(self) -> int:
+        """P."""
         return self.net.size + self.n
 
     def init(self, generator: torch.Generator) -> Tensor:
+        """θ at the start of training, (P,)."""
         return torch.cat([self.net.init(generator), torch.full((self.n,), self.start)])
 
     def forward(self, theta: Tensor, x: Tensor) -> Tensor:
+        """z (N, K), differentiable in θ."""
         return _append(self.net.forward(theta[: -self.n], x), theta[-self.n :])
 
     def linearize(self, theta: Tensor, x: Tensor) -> "LinearizedWithFree":
+        """z + J dθ around θ."""
         lin = self.net.linearize(theta[: -self.n], x)
         return LinearizedWithFree(lin, self.n, _append(lin.z, theta[-self.n :].detach()))
 
     def compile(self, theta: Tensor) -> Forward:
+        """x ↦ f(θ, x) on arrays, for a θ that stays."""
         net, n = self.net.compile(theta[: -self.n]), self.n
         free = theta[-n:].detach().cpu().numpy().copy()
         out = np.empty((0, n), free.dtype)
@@ -199,24 +219,31 @@ class WithFree:
 
 @dataclass(frozen=True)
 class LinearizedWithFree:
+    """z + J dθ of a `WithFree`."""
+
     lin: Linearization
     n: int
     z: Tensor
 
     @property
     def size(self) -> int:
+        """P."""
         return self.lin.size + self.n
 
     def jvp(self, v: Tensor) -> Tensor:
+        """J v: (P,) → (N, K)."""
         return _append(self.lin.jvp(v[: -self.n]), v[-self.n :])
 
     def vjp(self, u: Tensor) -> Tensor:
+        """Jᵀ u, summed over samples: (N, K) → (P,)."""
         return torch.cat([self.lin.vjp(u[:, : -self.n].contiguous()), u[:, -self.n :].sum(0)])
 
     def along(self, b: Tensor) -> Along:
+        """The one output bᵀz."""
         return Along(self, b)
 
     def jacobian(self) -> Tensor:
+        """J (N, K, P)."""
         J = self.z.new_zeros(*self.z.shape, self.size)
         J[:, : -self.n, : -self.n] = self.lin.jacobian()
         J[:, -self.n :, -self.n :] = torch.eye(self.n, dtype=self.z.dtype, device=self.z.device)

@@ -2,38 +2,58 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
-import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rl_natgrad.optim.fisher import Linearization
+from rl_natgrad.optim.linearization import Linearization
 from rl_natgrad.policy.heads import Bernoulli, Categorical, DiagGaussian, Head, MultiDiscrete
 from rl_natgrad.policy.networks import Network, WithFree
 
 
+class Observer(Protocol):
+    """What stands between an environment's observation and the network's input: normalisation, or nothing."""
+
+    def __call__(self, obs: NDArray) -> NDArray:
+        """obs (B, *O) as the network sees it, (B, *O)."""
+
+    def update(self, obs: NDArray) -> None:
+        """Learns from observations (N, *O); between rollouts, never within one."""
+
+    def state(self) -> dict[str, NDArray]:
+        """What it has learned."""
+
+    def load(self, state: dict[str, NDArray]) -> None:
+        """Goes on from a `state`."""
+
+
 @dataclass
 class Policy:
-    """π_θ(a|s): what the learners differentiate, and what acts.
-
-    Args: theta (P,).  observe: what stands between an environment's observation and the network's input
-          (normalisation); array (B, *O) ↦ array (B, *O).
-    """
+    """π_θ(a|s): what the learners differentiate, and what acts. Args: theta (P,)."""
 
     net: Network
     head: Head
     theta: Tensor
-    observe: Callable[[NDArray], NDArray]
+    observe: Observer
     _z: Callable[[NDArray], NDArray] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.load(self.theta)
+        self.become(self.theta)
 
-    def load(self, theta: Tensor) -> None:
+    def become(self, theta: Tensor) -> None:
         """Makes θ (P,) the policy's own."""
         self.theta, self._z = theta, self.net.compile(theta)
+
+    def state(self) -> dict[str, Tensor]:
+        """θ (P,)."""
+        return {"theta": self.theta}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Goes on from a `state`, on the device where θ is."""
+        self.become(state["theta"].to(self.theta.device))
 
     def forward(self, theta: Tensor, obs: Tensor) -> Tensor:
         """Distribution parameters z (N, K) of π_θ on inputs (N, *O) that went through `observe`."""
@@ -77,10 +97,3 @@ def with_head(net: Callable[[int], Network], head: Head, log_std: float) -> Netw
     """The network whose outputs are the head's z: `net(outputs)`, and log σ in θ where the head wants it."""
     body = net(head.size - head.free)
     return WithFree(body, head.free, log_std) if head.free else body
-
-
-def as_tensor(array: NDArray, device: torch.device | str) -> Tensor:
-    """An array as a tensor on a device: floats in torch's default precision, other dtypes as they are."""
-    tensor = torch.from_numpy(array)
-    dtype = torch.get_default_dtype() if tensor.is_floating_point() else tensor.dtype
-    return tensor.to(device, dtype)

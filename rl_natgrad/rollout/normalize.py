@@ -80,3 +80,21 @@ class ObservationNormalizer:
     def _freeze(self) -> None:
         self._mean = self.moments.mean.astype(np.float32)
         self._scale = (1 / self.moments.std).astype(np.float32)
+
+
+class Unchanged:
+    """Observations as they are, where an ObservationNormalizer could be."""
+
+    def __call__(self, obs: NDArray) -> NDArray:
+        """obs itself."""
+        return obs
+
+    def update(self, obs: NDArray) -> None:
+        """Learns nothing."""
+
+    def state(self) -> dict[str, NDArray]:
+        """Nothing."""
+        return {}
+
+    def load(self, state: dict[str, NDArray]) -> None:
+        """Nothing to do."""

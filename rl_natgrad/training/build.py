@@ -1,27 +1,72 @@
-"""From a checked configuration to the parts of a run: names to classes, in one table per kind."""
+"""From a checked configuration to the parts of a run. Every name that configs/ may say stands in a table here."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from rl_natgrad.algos.critic import AdamFit, Critic, LBFGSFit, NoCritic, TrustRegionFit
+from rl_natgrad.algos.critic import AdamFit, Critic, LBFGSFit, NoCritic, Regression, TrustRegionFit
+from rl_natgrad.algos.learner import Learner, Recipe
 from rl_natgrad.algos.npg import npg
 from rl_natgrad.algos.pg import PG
-from rl_natgrad.algos.problem import Problem, Update
+from rl_natgrad.algos.problem import Problem, Samples, empirical, gauss_newton, kl_hessian
 from rl_natgrad.algos.trpo import trpo
-from rl_natgrad.config.schema import Config
-from rl_natgrad.optim.solvers import SOLVERS
+from rl_natgrad.config.refusals import ConfigError
+from rl_natgrad.config.schema import Cnn, Config, Section
+from rl_natgrad.optim.fisher import Fisher
+from rl_natgrad.optim.solvers import Solution, TooLarge, cg, cholesky, identity, pinv, refuse_too_large, woodbury
 from rl_natgrad.policy.heads import Head
-from rl_natgrad.policy.mlp import MLP
-from rl_natgrad.policy.networks import Network, cnn
+from rl_natgrad.policy.mlp import MLP, Activation, Relu, Tanh
+from rl_natgrad.policy.networks import Network, ValueNetwork, cnn
 from rl_natgrad.policy.policy import Policy, head_for, with_head
-from rl_natgrad.rollout.normalize import ObservationNormalizer
+from rl_natgrad.rollout.collector import Rollout
+from rl_natgrad.rollout.normalize import ObservationNormalizer, Unchanged
+from rl_natgrad.rollout.returns import Estimate, gae_estimate, monte_carlo_estimate
 
-Learner = Callable[[Problem], Update]
+ALGORITHMS: dict[str, tuple[Callable[..., Estimate], Callable[..., Any]]] = {
+    "reinforce": (monte_carlo_estimate, PG),
+    "pg": (gae_estimate, PG),
+    "npg": (gae_estimate, npg),
+    "trpo": (gae_estimate, trpo),
+}
+"""How it estimates advantages, and how it learns from them."""
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "momentum": torch.optim.SGD,
+    "nag": partial(torch.optim.SGD, nesterov=True),
+    "adagrad": torch.optim.Adagrad,
+    "adadelta": torch.optim.Adadelta,
+    "rmsprop": torch.optim.RMSprop,
+    "adam": torch.optim.Adam,
+    "radam": torch.optim.RAdam,
+}
+SOLVERS: dict[str, Callable[..., Solution]] = {
+    "identity": identity, "cg": cg, "cholesky": cholesky, "woodbury": woodbury, "pinv": pinv
+}  # fmt: skip
+FISHERS: dict[str, Callable[[Samples], Fisher]] = {
+    "gauss_newton": gauss_newton, "kl_hessian": kl_hessian, "empirical": empirical
+}  # fmt: skip
+CRITICS: dict[str, Callable[..., Regression]] = {
+    "adam": AdamFit, "lbfgs": LBFGSFit, "trust_region": TrustRegionFit
+}  # fmt: skip
+ACTIVATIONS: dict[str, Activation] = {"tanh": Tanh, "relu": Relu}
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """How a batch is estimated, (rollout, V (T+1, B)) ↦ Estimate, looked at, (policy, batch, rows=) ↦ Problem,
+    and learned from."""
+
+    estimate: Callable[[Rollout, NDArray], Estimate]
+    problem: Callable[..., Problem]
+    learner: Learner
 
 
 def generator(seed: int, stream: str) -> np.random.Generator:
@@ -39,14 +84,14 @@ def use_threads(n: int) -> None:
 def build_policy(
     cfg: Config, obs_space: spaces.Box, action_space: spaces.Space, theta: torch.Tensor | None = None
 ) -> Policy:
-    """A policy for these spaces, with a new observation normaliser (the identity where there is none).
+    """A policy for these spaces, with a new observation normaliser (one that changes nothing where there is none).
 
     theta: its parameters; drawn from the run's seed where there are none yet.
     """
     head = head_for(action_space)
     net = _policy_network(cfg, obs_space, head)
-    image = obs_space.dtype == np.uint8
-    observe = ObservationNormalizer(obs_space.shape) if cfg.env.normalize_obs and not image else _as_is
+    normalize = cfg.env.normalize_obs and obs_space.dtype != np.uint8  # networks scale images themselves
+    observe = ObservationNormalizer(obs_space.shape) if normalize else Unchanged()
     return Policy(net, head, _theta(cfg, net, "policy") if theta is None else theta, observe)
 
 
@@ -56,47 +101,65 @@ def policy_size(cfg: Config, obs_space: spaces.Box, action_space: spaces.Space) 
         return _policy_network(cfg, obs_space, head_for(action_space)).size
 
 
-def build_critic(cfg: Config, obs_space: spaces.Box):
+def build_critic(cfg: Config, obs_space: spaces.Box) -> Critic | NoCritic:
     """V(s): a network of the policy's kind with one output, and how it is fitted."""
     if cfg.critic is None or cfg.critic.name == "none":
         return NoCritic()
-    net = _network(cfg, obs_space, 1, last_gain=1.0, critic=True)
+    net = _network(cfg, cfg.critic, obs_space, 1, last_gain=1.0)
     theta = _theta(cfg, net, "critic")
     options = cfg.critic.model_dump(exclude={"name", "hidden", "activation"})
     if cfg.critic.name == "adam":
-        regress = AdamFit(theta, generator(cfg.seed, "minibatches"), **options)
-    else:
-        regress = {"lbfgs": LBFGSFit, "trust_region": TrustRegionFit}[cfg.critic.name](**options)
-    return Critic(net, theta, regress, cfg.env.normalize_return)
+        options |= {"theta": theta, "rng": generator(cfg.seed, "minibatches")}
+    return Critic(net, theta, CRITICS[cfg.critic.name](**options), cfg.env.normalize_return)
 
 
-def build_learner(cfg: Config, policy: Policy) -> Learner:
-    """Problem ↦ Update."""
-    options = cfg.algo.model_dump(exclude={"name", "gamma", "lam", "normalize_adv", "entropy_coef"})
-    if cfg.algo.name in ("pg", "reinforce"):
-        return PG(policy.theta, cfg.optimizer.name, **cfg.optimizer.model_dump(exclude={"name"}))
-    solver = cfg.solver.model_dump()
-    solve = partial(SOLVERS[solver.pop("name")], **solver)
-    return partial({"npg": npg, "trpo": trpo}[cfg.algo.name], solve=solve, **options)
+def build_algorithm(cfg: Config, policy: Policy) -> Algorithm:
+    """The algorithm with its settings.
+
+    Raises: ConfigError where its solver would need a matrix larger than solver.max_gib.
+    """
+    estimate, learn = ALGORITHMS[cfg.algo.name]
+    options = cfg.algo.model_dump(exclude={"name", "normalize_adv"})
+    estimate = partial(estimate, **{key: options.pop(key) for key in ("gamma", "lam") if key in options})
+    if cfg.optimizer is not None:
+        rule = partial(OPTIMIZERS[cfg.optimizer.name], **cfg.optimizer.model_dump(exclude={"name"}))
+        return Algorithm(estimate, partial(Problem, **options), learn(policy.theta, rule))
+    assert cfg.solver is not None and cfg.fisher is not None  # the schema sees to it
+    settings = cfg.solver.model_dump(exclude={"name"})
+    if "max_gib" in settings:
+        _refuse_too_large(cfg, policy, settings["max_gib"])
+    problem = partial(Problem, curvature=FISHERS[cfg.fisher.name], float64=settings.get("float64", False))
+    solve = partial(SOLVERS[cfg.solver.name], **settings)
+    return Algorithm(estimate, problem, Recipe(partial(learn, solve=solve, **options)))
+
+
+def _refuse_too_large(cfg: Config, policy: Policy, max_gib: float) -> None:
+    """A dense solver's matrix is known before the first rollout, but for the few rows that are resets."""
+    assert cfg.solver is not None and cfg.fisher is not None
+    rank = 1 if cfg.fisher.name == "empirical" else policy.head.rank
+    rows = max(1, round(cfg.fisher.fraction * cfg.num_envs * cfg.horizon)) * rank
+    try:
+        refuse_too_large(cfg.solver.name, rows, policy.theta.numel(), max_gib)
+    except TooLarge as error:
+        raise ConfigError(str(error)) from None
 
 
 def _policy_network(cfg: Config, obs_space: spaces.Box, head: Head) -> Network:
-    return with_head(partial(_network, cfg, obs_space, last_gain=0.01), head, cfg.policy.log_std)
+    net = partial(_network, cfg, cfg.policy, obs_space, last_gain=0.01)
+    return with_head(net, head, cfg.policy.log_std)
 
 
-def _network(cfg: Config, obs_space: spaces.Box, outputs: int, *, last_gain: float, critic=False) -> Network:
-    if cfg.policy.name == "cnn":
+def _network(cfg: Config, part: Section, obs_space: spaces.Box, outputs: int, *, last_gain: float) -> ValueNetwork:
+    """A network of the policy's kind; `part`, of policy or critic, says how wide an MLP is."""
+    if isinstance(cfg.policy, Cnn):
         options = cfg.policy.model_dump(include={"channels", "kernels", "strides", "hidden"})
-        return cnn(obs_space.shape, outputs, last_gain=last_gain, **options)
-    part = cfg.critic if critic else cfg.policy
-    return MLP((*obs_space.shape, *part.hidden, outputs), part.activation, last_gain)
+        C, H, W = obs_space.shape
+        return cnn((C, H, W), outputs, last_gain=last_gain, **options)
+    size = part.model_dump(include={"hidden", "activation"})
+    return MLP((*obs_space.shape, *size["hidden"], outputs), ACTIVATIONS[size["activation"]], last_gain)
 
 
 def _theta(cfg: Config, net: Network, part: str) -> torch.Tensor:
     seeds = generator(cfg.seed, "parameters").integers(2**63, size=2)
     rng = torch.Generator().manual_seed(int(seeds[("policy", "critic").index(part)]))
     return net.init(rng).to(cfg.device)
-
-
-def _as_is(obs: np.ndarray) -> np.ndarray:
-    return obs

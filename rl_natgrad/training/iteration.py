@@ -5,16 +5,14 @@ from collections import deque
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from rl_natgrad.algos.problem import Batch, Problem
+from rl_natgrad.algos.problem import Batch
 from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.config.schema import Config
 from rl_natgrad.envs.checks import Checks
 from rl_natgrad.envs.make import make
-from rl_natgrad.policy.mlp import quiet
-from rl_natgrad.policy.policy import as_tensor
 from rl_natgrad.rollout.collector import Collector, Rollout
-from rl_natgrad.rollout.returns import gae, monte_carlo
 from rl_natgrad.training import build, evaluation
 
 GIVE_UP = 10  # updates in a row whose maths was not finite, after which the run has failed
@@ -29,7 +27,7 @@ class Training:
     """A run that can be stepped; state.py saves and restores it.
 
     Args: cfg: validated.  Raises: envs.errors.EnvError where the environment cannot be made, ConfigError where
-          the device is not there.
+          the device is not there or the solver's matrix would be too large.
     """
 
     def __init__(self, cfg: Config):
@@ -38,14 +36,18 @@ class Training:
         self.cfg, self.step, self.update, self.not_finite = cfg, 0, 0, 0
         self.returns: deque[float] = deque(maxlen=WINDOW)
         self.envs = make(cfg.env, cfg.num_envs, cfg.seed)
-        self.policy = build.build_policy(cfg, self.envs.observation_space, self.envs.action_space)
-        self.critic = build.build_critic(cfg, self.envs.observation_space)
-        self.learner = build.build_learner(cfg, self.policy)
+        try:
+            self.policy = build.build_policy(cfg, self.envs.observation_space, self.envs.action_space)
+            self.critic = build.build_critic(cfg, self.envs.observation_space)
+            self.algorithm = build.build_algorithm(cfg, self.policy)
+        except BaseException:
+            self.envs.close()
+            raise
         self.fisher_rng = build.generator(cfg.seed, "fisher")
         checks = Checks(cfg.env.id, self.envs.observation_space, cfg.num_envs)
         self.collector = Collector(self.envs, cfg.horizon, build.generator(cfg.seed, "actions"), checks)
 
-    @quiet
+    @np.errstate(over="ignore", invalid="ignore")  # the learners notice what is not finite, and say so
     def iterate(self) -> dict[str, float]:
         """One update from one rollout. Returns what there is to log of it."""
         clock = _Clock()
@@ -55,8 +57,7 @@ class Training:
         info = self.learn(batch) if len(batch.obs) else {}
         clock.lap("time/update")
         info |= self.critic.fit(batch) if len(batch.obs) else {}
-        if hasattr(self.policy.observe, "update"):  # last: this batch was seen through the old statistics
-            self.policy.observe.update(rollout.obs[:-1][rollout.valid])
+        self.policy.observe.update(rollout.obs[:-1][rollout.valid])  # last: this batch was seen as before
         clock.lap("time/critic")
         self.step, self.update = self.step + rollout.steps, self.update + 1
         return self._episodes(rollout) | info | clock.laps
@@ -67,38 +68,26 @@ class Training:
         T, B = rollout.reward.shape
         flat = rollout.obs.reshape((T + 1) * B, *rollout.obs.shape[2:])
         obs = as_tensor(self.policy.observe(flat), device)
-        if cfg.algo.name == "reinforce":
-            ret, known = monte_carlo(rollout.reward, rollout.done, gamma=cfg.algo.gamma)
-            value, adv, rows = np.zeros((T + 1, B)), ret, rollout.valid & known
-        else:
-            value = self.critic.values(obs).cpu().numpy().astype(np.float64).reshape(T + 1, B)
-            adv = gae(
-                rollout.reward, value, rollout.terminated, rollout.done,
-                gamma=cfg.algo.gamma, lam=cfg.algo.lam,
-            )  # fmt: skip
-            ret, rows = adv + value[:-1], rollout.valid
+        value = self.critic.values(obs).cpu().numpy().astype(np.float64).reshape(T + 1, B)
+        adv, ret, rows = self.algorithm.estimate(rollout, value)
         adv = adv[rows]
         if cfg.algo.normalize_adv and len(adv):
             adv = (adv - adv.mean()) / (adv.std() + 1e-8)
         kept = torch.from_numpy(np.flatnonzero(rows)).to(device)
         action = as_tensor(rollout.action[rows], device)
-        ret, value = (torch.from_numpy(each[rows]).to(device) for each in (ret, value[:-1]))
-        return Batch(obs[: T * B][kept], action, as_tensor(adv, device), ret, value)
+        return Batch(
+            obs[: T * B][kept], action, as_tensor(adv, device),
+            ret=torch.from_numpy(ret[rows]).to(device), value=torch.from_numpy(value[:-1][rows]).to(device),
+        )  # fmt: skip
 
     def learn(self, batch: Batch) -> dict[str, float]:
         """The policy's step on one batch.
 
         Raises: NotFinite after GIVE_UP batches in a row whose maths was not finite.
         """
-        cfg = self.cfg
-        problem = Problem(
-            self.policy, batch, rows=self._fisher_rows(len(batch.obs)),
-            fisher_name=cfg.fisher.name if cfg.fisher else "gauss_newton",
-            entropy_coef=getattr(cfg.algo, "entropy_coef", 0.0),
-            float64=getattr(cfg.solver, "float64", False),
-        )  # fmt: skip
-        update = self.learner(problem)
-        self.policy.load(update.theta)
+        problem = self.algorithm.problem(self.policy, batch, rows=self._fisher_rows(len(batch.obs)))
+        update = self.algorithm.learner(problem)
+        self.policy.become(update.theta)
         self.not_finite = 0 if update.finite else self.not_finite + 1
         if self.not_finite >= GIVE_UP:
             raise NotFinite(
@@ -117,6 +106,7 @@ class Training:
         return float(np.mean(self.returns)) if self.returns else None
 
     def close(self) -> None:
+        """Ends the environments."""
         self.envs.close()
 
     def _episodes(self, rollout: Rollout) -> dict[str, float]:
@@ -125,7 +115,7 @@ class Training:
         if not rollout.returns:
             return {}
         return {
-            "rollout/return": self.train_return,
+            "rollout/return": float(np.mean(self.returns)),
             "rollout/length": float(np.mean(rollout.lengths)),
             "rollout/episodes": len(rollout.lengths),
         }
@@ -142,12 +132,20 @@ class Training:
 class _Clock:
     """Seconds between one lap and the next."""
 
-    def __init__(self):
-        self.laps, self._last = {}, time.perf_counter()
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
         self.laps[name], self._last = now - self._last, now
+
+
+def as_tensor(array: NDArray, device: torch.device | str) -> torch.Tensor:
+    """An array as a tensor on a device: floats in torch's default precision, other dtypes as they are."""
+    tensor = torch.from_numpy(array)
+    dtype = torch.get_default_dtype() if tensor.is_floating_point() else tensor.dtype
+    return tensor.to(device, dtype)
 
 
 def _check_device(device: str) -> None:

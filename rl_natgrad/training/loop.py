@@ -5,6 +5,7 @@ import shlex
 import time
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,35 +41,39 @@ def start(cfg: Config, overrides: list[str], stop: Stop) -> int:
         try:
             path = folder.create(cfg.runs_dir, cfg.env.id, cfg.algo.name, cfg.seed)
             stack.enter_context(lock.hold(path))
+            config = cfg.model_dump(mode="json")
             record = folder.RunRecord.start(
-                path, command=folder.command_line("rl_natgrad.train"), config=cfg.model_dump(mode="json"),
-                threads=cfg.torch_threads, device=cfg.device,
-                backend=training.envs.backend, restorable=training.envs.restorable,
+                path, command=folder.command_line("rl_natgrad.train"), config=config, threads=cfg.torch_threads,
+                device=cfg.device, backend=training.envs.backend, restorable=training.envs.restorable,
             )  # fmt: skip
-            logger = Logger(path)
-            logger.hparams(cfg.model_dump(mode="json"), overrides)
+            loop = Loop(training, record, stop)
+            loop.logger.hparams(config, overrides)
         except OSError as error:
             return say(error, 1)
-        return Run(cfg, training, path, record, logger, stop).go()
+        return loop.go()
 
 
-class Run:
+class Loop:
     """A training with its folder, from here to its end.
 
-    Args: before: what `State["run"]` held where the run goes on.  notes: for the person who started it.
+    Args: before: what `State["run"]` held where the run goes on.  kept: the rows that metrics.jsonl has so far;
+          None for a new run.  notes: for the person who started it.
     """
 
     def __init__(
-        self, cfg: Config, training: Training, path: Path, record: folder.RunRecord, logger: Logger, stop: Stop,
-        *, before: State | None = None, notes: tuple[str, ...] = (),
+        self, training: Training, record: folder.RunRecord, stop: Stop, *,
+        before: State | None = None, kept: list[dict[str, Any]] | None = None, notes: tuple[str, ...] = (),
     ):  # fmt: skip
-        self.cfg, self.training, self.path, self.record, self.logger = cfg, training, path, record, logger
-        self.stop, self.notes = stop, notes
+        self.cfg, self.training, self.record, self.stop, self.notes = training.cfg, training, record, stop, notes
+        self.path = record.path
         before = before or {"elapsed": 0.0, "best": None, "row": {}}
         self._before, self.best = before["elapsed"], before["best"]
-        self.row = {tag: float(value) for tag, value in before["row"].items()}
-        self.checkpoints = Checkpoints(path, cfg.checkpoint.keep, __version__)
-        self.progress = Progress(cfg.total_steps, first_step=training.step)
+        self.pending = {tag: float(value) for tag, value in before["row"].items()} or None
+        self.checkpoints = Checkpoints(self.path, self.cfg.checkpoint.keep, __version__)
+        # The final evaluation of a finished run is a point at this very step, so that step is written again.
+        self.logger = Logger(self.path, purge_step=None if kept is None else max(training.step, 1))
+        self.logger.again([row for row in kept or () if row["step"] >= training.step])
+        self.progress = Progress(self.cfg.total_steps, first_step=training.step)
         self._start = time.perf_counter()
 
     def go(self) -> int:
@@ -103,11 +108,13 @@ class Run:
     def _train(self) -> None:
         """Updates until the steps are done. Raises: Stopped after the update in which a signal came."""
         cfg, training = self.cfg, self.training
-        while self.row or training.step < cfg.total_steps:
-            self.row = self.row or training.iterate()  # a row is left from a stop during its evaluation
+        while self.pending or training.step < cfg.total_steps:
+            row = self.pending or training.iterate()
+            self.pending = row  # until it is logged: a stop during the evaluation saves it
             if cfg.eval.every and training.update % cfg.eval.every == 0:
-                self.row |= self._evaluate()
-            self._log()
+                row |= self._evaluate()
+            self._log(row)
+            self.pending = None
             if cfg.checkpoint.every and training.update % cfg.checkpoint.every == 0:
                 self._save()
             self.stop.check()
@@ -121,19 +128,18 @@ class Run:
             self.checkpoints.save_best(self._state())
         return info
 
-    def _log(self) -> None:
+    def _log(self, row: dict[str, float]) -> None:
         training, elapsed = self.training, self._elapsed()
-        row = self.row | {"time/elapsed": elapsed, "time/steps_per_second": training.step / elapsed}
+        row = row | {"time/elapsed": elapsed, "time/steps_per_second": training.step / elapsed}
         self.logger.write(row, training.step, training.update)
         self.progress.update(training.step, row)
-        self.row = {}
 
     def _save(self) -> None:
         self.checkpoints.save(self._state(), self.training.update)
 
     def _state(self) -> State:
-        row = {tag: np.array(float(value)) for tag, value in self.row.items() if value is not None}
-        return state.take(self.training) | {"run": {"elapsed": self._elapsed(), "best": self.best, "row": row}}
+        row = {tag: np.array(float(value)) for tag, value in (self.pending or {}).items()}
+        return state.of(self.training) | {"run": {"elapsed": self._elapsed(), "best": self.best, "row": row}}
 
     def _elapsed(self) -> float:
         """Seconds of training, earlier stretches of a resumed run included."""
@@ -158,12 +164,12 @@ class Run:
         )  # fmt: skip
 
     def _end(self, outcome: str, final: dict[str, float] | None = None) -> None:
+        returns = (final["eval/return"], final["eval/return_std"], self.cfg.eval.episodes) if final else None
         self.logger.close(outcome)
         self.record.finish(outcome)
         self.progress.done(
             self.path, self._runs_dir, self.training.step, outcome=outcome,
-            train_return=self.training.train_return,
-            eval_returns=final and (final["eval/return"], final["eval/return_std"], self.cfg.eval.episodes),
+            train_return=self.training.train_return, eval_returns=returns,
         )  # fmt: skip
 
     def _failed(self, error: BaseException) -> None:

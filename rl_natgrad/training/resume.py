@@ -17,12 +17,12 @@ from rl_natgrad.envs.errors import EnvError, EnvSetupError
 from rl_natgrad.run import checkpoint, folder, lock, provenance
 from rl_natgrad.run.checkpoint import FOLDER, Checkpoints, Damaged, State, fit, number, whole
 from rl_natgrad.run.errors import say
-from rl_natgrad.run.logger import Logger, cut
+from rl_natgrad.run.logger import cut
 from rl_natgrad.run.records import METRICS, RECORD, read_record
 from rl_natgrad.run.signals import Stop
 from rl_natgrad.training import state
 from rl_natgrad.training.iteration import Training
-from rl_natgrad.training.loop import Run
+from rl_natgrad.training.loop import Loop
 
 RESUMABLE = {
     "total_steps", "device", "eval.every", "eval.episodes", "checkpoint.every", "checkpoint.keep",
@@ -38,15 +38,15 @@ def resume(where: Path, overrides: list[str], stop: Stop) -> int:
     """
     with ExitStack() as stack:
         try:
-            run = _prepare(where, overrides, stop, stack)
+            loop = _prepare(where, overrides, stop, stack)
         except (EnvSetupError, ValueError) as error:
             return say(error, 2)
         except (EnvError, OSError) as error:
             return say(error, 1)
-        return run.go() if run else 0
+        return loop.go() if loop else 0
 
 
-def _prepare(where: Path, overrides: list[str], stop: Stop, stack: ExitStack) -> Run | None:
+def _prepare(where: Path, overrides: list[str], stop: Stop, stack: ExitStack) -> Loop | None:
     """The run, ready to go on; None where there is nothing left to do. `stack` gets what is to be closed."""
     path, file = _locate(where)
     _check_files(path)
@@ -65,7 +65,7 @@ def _prepare(where: Path, overrides: list[str], stop: Stop, stack: ExitStack) ->
     if file:
         try:
             fit(before, {"elapsed": number, "best": lambda node: node is None or number(node), "row": _is_row})
-            differed = state.put(training, saved)
+            differed = state.load(training, saved)
         except ValueError as error:
             raise ValueError(f"{file} does not fit {path / RECORD}: {error}") from error
         if differed:
@@ -75,15 +75,13 @@ def _prepare(where: Path, overrides: list[str], stop: Stop, stack: ExitStack) ->
     stack.enter_context(stop.patient())
     stop.check()
     kept = _undo(path, training, before)
-    record = folder.RunRecord.resume(
+    again = folder.RunRecord.resume(
         path, command=folder.command_line("rl_natgrad.train"), config=cfg.model_dump(mode="json")
     )
-    # The final evaluation of a finished run is a point at this very step, so that step is written again.
-    logger = Logger(path, purge_step=max(training.step, 1))
-    logger.again([row for row in kept if row["step"] >= training.step])
+    loop = Loop(training, again, stop, before=before, kept=kept, notes=notes)
     if not file:
-        logger.hparams(cfg.model_dump(mode="json"))
-    return Run(cfg, training, path, record, logger, stop, before=before, notes=notes)
+        loop.logger.hparams(cfg.model_dump(mode="json"))
+    return loop
 
 
 def _locate(where: Path) -> tuple[Path, Path | None]:

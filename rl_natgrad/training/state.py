@@ -1,4 +1,4 @@
-"""All the state there is of a Training: taken from one, put into another, distrusted on the way."""
+"""All the state there is of a Training, and its way into another one, where it is distrusted first."""
 
 from collections import deque
 from typing import Any
@@ -10,20 +10,20 @@ from rl_natgrad.run.checkpoint import State, fit, number, whole
 from rl_natgrad.training.iteration import GIVE_UP, WINDOW, Training
 
 
-def take(training: Training) -> State:
+def of(training: Training) -> State:
     """Everything that the next iteration depends on: nested dicts of arrays, tensors and JSON values.
 
-    The training has begun: there is nothing to take of environments that were never reset.
+    The training has begun: environments that were never reset have no state.
     """
     return {
         "step": training.step,
         "update": training.update,
         "not_finite": training.not_finite,
         "returns": list(training.returns),
-        "policy": {"theta": training.policy.theta},
-        "observe": training.policy.observe.state() if hasattr(training.policy.observe, "state") else {},
+        "policy": training.policy.state(),
+        "observe": training.policy.observe.state(),
         "critic": training.critic.state(),
-        "learner": training.learner.state() if hasattr(training.learner, "state") else {},
+        "learner": training.algorithm.learner.state(),
         "collector": training.collector.state() if training.envs.restorable else {},
         "envs": training.envs.snapshot() if training.envs.restorable else {},
         "rng": {
@@ -33,8 +33,8 @@ def take(training: Training) -> State:
     }
 
 
-def put(training: Training, state: State) -> list[int]:
-    """A fresh training goes on from what `take` gave.
+def load(training: Training, state: State) -> list[int]:
+    """A fresh training goes on from the state `of` another.
 
     Returns: indices of environments that came back different: they have random sources of their own.
     Raises:  ValueError, naming the part, where the state is not one of this training.
@@ -44,16 +44,15 @@ def put(training: Training, state: State) -> list[int]:
     training.step, training.update = state["step"], state["update"]
     training.not_finite = state["not_finite"]
     training.returns = deque(state["returns"], maxlen=WINDOW)
-    training.policy.load(state["policy"]["theta"].to(training.cfg.device))
-    for part, name in ((training.policy.observe, "observe"), (training.learner, "learner")):
-        if state[name]:
-            part.load(state[name])
+    training.policy.load(state["policy"])
+    training.policy.observe.load(state["observe"])
     training.critic.load(state["critic"])
+    training.algorithm.learner.load(state["learner"])
     training.collector.rng.bit_generator.state = state["rng"]["actions"]
     training.fisher_rng.bit_generator.state = state["rng"]["fisher"]
     differed = _restore(training, state) if training.envs.restorable else []
     if not differed:
-        fit(take(training), state)  # nothing was left out, and nothing more was in it
+        fit(of(training), state)  # nothing was left out, and nothing more was in it
     return differed
 
 
@@ -69,7 +68,7 @@ def _restore(training: Training, state: State) -> list[int]:
 
 def _like(training: Training) -> State:
     """What a state of this training must be like; parts that are empty now are checked by what loads them."""
-    like = take(training)
+    like = of(training)
     like |= {"step": whole(), "update": whole(), "not_finite": whole(GIVE_UP - 1), "returns": _returns}
     if training.envs.restorable:
         like["envs"] = _like_snapshot(training.envs, like["envs"])
