@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
+from rl_natgrad.envs.cores import cores
 from rl_natgrad.envs.episode import episode_seed
 from rl_natgrad.envs.errors import EnvError, EnvSetupError, one_line
 from rl_natgrad.envs.spaces import ObservationMap, action_map
@@ -26,7 +26,6 @@ class EnvpoolEnvs:
         except ImportError as error:
             line = 'env.backend=envpool needs an extra: pip install "rl-natgrad[envpool]"'
             raise EnvSetupError(line) from error
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # float64 bounds rounded to float32, for each environment
             try:
@@ -34,7 +33,7 @@ class EnvpoolEnvs:
                     id.removeprefix("ALE/"),
                     env_type="gymnasium",
                     num_envs=num_envs,
-                    num_threads=min(num_envs, threads),
+                    num_threads=min(num_envs, cores()),
                     env_seed=[episode_seed(seed, i, 0) for i in range(num_envs)],
                     **kwargs,
                 )

@@ -8,6 +8,7 @@ import os
 import select
 import socket
 import struct
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ Field = tuple[Sequence[int], str]  # shape and dtype of one shared array
 
 def memory_file(fields: list[Field]) -> int:
     """A descriptor of nameless memory for those arrays: nothing stays behind, whatever kills us."""
-    if hasattr(os, "memfd_create"):
+    if sys.platform == "linux":
         fd = os.memfd_create("rl_natgrad")
     else:
         with tempfile.TemporaryFile() as file:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from rl_natgrad.envs.cores import cores
 from rl_natgrad.envs.episode import Episodes, Recipe
 from rl_natgrad.envs.errors import EnvError
 from rl_natgrad.envs.snapshot import differing, pack, unpack
@@ -65,8 +66,7 @@ class AsyncEnvs:
         self.raw_action_space = probe.action_space
         self.action_space, self.to_env = action_map(probe.action_space)
         probe.close()
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        cuts = np.linspace(0, num_envs, min(num_envs, cores) + 1).astype(int).tolist()
+        cuts = np.linspace(0, num_envs, min(num_envs, cores()) + 1).astype(int).tolist()
         shares = list(itertools.pairwise(cuts))
         own, self.indices = (shares[0], shares[1:]) if split else ((0, 0), shares)
         self.own, self.spin = Episodes(recipe, range(*own)), SPIN if split else 0.0
