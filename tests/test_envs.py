@@ -214,9 +214,9 @@ def test_a_restored_run_goes_on_bit_for_bit(opened, id, backend):
     e.reset()
     sent = actions(e, 230)
     play(e, sent[:173])
-    stored = e.snapshot()
+    stored = e.state()
     other = opened(id, backend, seed=5)
-    assert other.restore(stored)[1] == []
+    assert other.load(stored)[1] == []
     assert same(play(e, sent[173:]), play(other, sent[173:]))
 
 
@@ -225,8 +225,8 @@ def test_every_moment_can_be_restored(opened, backend):
     e, other = (opened("environments:Counting-v0", backend) for _ in range(2))
     e.reset()
     for a in actions(e, 12):
-        obs, differed = other.restore(e.snapshot())
-        assert differed == [] and (obs == e.restore(e.snapshot())[0]).all()
+        obs, differed = other.load(e.state())
+        assert differed == [] and (obs == e.load(e.state())[0]).all()
         assert same(play(e, [a]), play(other, [a]))
 
 
@@ -235,16 +235,16 @@ def test_private_randomness_is_noticed(opened, backend):
     e = opened("environments:Private-v0", backend)
     e.reset()
     play(e, actions(e, 4))
-    assert e.restore(e.snapshot())[1] == [0, 1, 2]
+    assert e.load(e.state())[1] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("backend", ["sync", "native"])
-def test_a_snapshot_of_other_environments_is_refused(opened, backend):
+def test_a_state_of_other_environments_is_refused(opened, backend):
     three, two = opened("CartPole-v1", backend, 3), opened("CartPole-v1", backend, 2)
     two.reset(), three.reset()
-    for wrong in (three.snapshot(), {"kind": "other"}):
-        with pytest.raises(ValueError, match="snapshot"):
-            two.restore(wrong)
+    for wrong in (three.state(), {"kind": "other"}):
+        with pytest.raises(ValueError, match="environments' state"):
+            two.load(wrong)
 
 
 # Choosing

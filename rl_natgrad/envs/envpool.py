@@ -75,11 +75,13 @@ class EnvpoolEnvs:
             return obs.transpose(0, *(1 + axis for axis in self.axes))
         return obs.reshape(self.num_envs, *self.rows).astype(np.float32)
 
-    def snapshot(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
+        """Raises NotImplementedError: envpool has no way to."""
         raise NotImplementedError("envpool cannot save its environments' state")
 
-    def restore(self, snapshot: dict[str, Any]) -> tuple[np.ndarray, list[int]]:
-        raise NotImplementedError("envpool cannot restore its environments' state")
+    def load(self, state: dict[str, Any]) -> tuple[np.ndarray, list[int]]:
+        """Raises NotImplementedError: envpool has no way to."""
+        raise NotImplementedError("envpool cannot load its environments' state")
 
     def close(self) -> None:
         self.env.close()

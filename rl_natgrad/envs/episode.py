@@ -14,6 +14,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, OrderEnforcing, TimeLimit
 
 from rl_natgrad.envs.errors import EnvError, one_line
+from rl_natgrad.envs.positions import Positions
 from rl_natgrad.envs.spaces import ObservationMap, brief
 
 REAL = frozenset((float, int, np.float64, np.float32, np.int64, np.int32))
@@ -143,6 +144,11 @@ class Episode:
         self.terminated, self.truncated = bool(terminated), bool(truncated) or len(self.actions) >= self.limit
         self.done = self.terminated or self.truncated
 
+    def sent(self) -> np.ndarray:
+        """The actions since the reset, (length, *A) in the environment's own space."""
+        space = self.env.action_space
+        return np.array(self.actions, space.dtype).reshape(-1, *(space.shape or ()))
+
     def replay(self, number: int, actions: Iterable[Any], out: np.ndarray) -> None:
         """Brings a fresh environment to where episode `number` was after `actions`."""
         self.close()
@@ -228,18 +234,16 @@ class Episodes:
                 if episode.done:
                     terminated[i], truncated[i] = episode.terminated, episode.truncated
 
-    def replay(self, numbers: list[int], actions: list[np.ndarray]) -> None:
-        """Brings fresh environments to where those of `snapshot` were."""
-        for i, (episode, number, sent) in enumerate(zip(self.all, numbers, actions, strict=True)):
+    def state(self) -> Positions:
+        """Where each of them stands."""
+        return Positions([episode.number for episode in self.all], [episode.sent() for episode in self.all])
+
+    def load(self, positions: Positions) -> None:
+        """Brings fresh environments to there."""
+        for i, (episode, number, sent) in enumerate(zip(self.all, *positions, strict=True)):
             self.at[0] = episode.index
             episode.replay(number, sent, self.rows[i])
             self.reward[i], self.terminated[i], self.truncated[i] = 0.0, episode.terminated, episode.truncated
-
-    def snapshot(self) -> tuple[list[int], list[np.ndarray]]:
-        """Episode numbers, and the actions since each reset."""
-        space = self.all[0].env.action_space
-        sent = [np.array(e.actions, space.dtype).reshape(-1, *space.shape) for e in self.all]
-        return [e.number for e in self.all], sent
 
     def close(self) -> None:
         for episode in self.all:

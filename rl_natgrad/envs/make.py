@@ -47,10 +47,10 @@ class Envs(Protocol):
     def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """obs (B, *O), reward (B,) float64, terminated (B,), truncated (B,) after action (B, *A)."""
 
-    def snapshot(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         """Where every environment stands: numpy arrays, strings and numbers. Only where `restorable`."""
 
-    def restore(self, snapshot: dict[str, Any]) -> tuple[np.ndarray, list[int]]:
+    def load(self, state: dict[str, Any]) -> tuple[np.ndarray, list[int]]:
         """Puts fresh environments there; their observations, and who did not come back to the same one."""
 
     def close(self) -> None:

@@ -9,12 +9,13 @@ import numpy as np
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 
 from rl_natgrad.envs.errors import EnvError, one_line
-from rl_natgrad.envs.snapshot import expect
+from rl_natgrad.envs.positions import check_kind
 from rl_natgrad.envs.spaces import ObservationMap, action_map
 
 # The ids whose vectorised dynamics and episode ends equal the scalar environment's (tests/test_envs.py), and
 # the arguments both take. The JAX ones of Gymnasium do not qualify: they keep their state out of reach.
 NATIVE = {"CartPole-v0": {"sutton_barto_reward"}, "CartPole-v1": {"sutton_barto_reward"}}
+ARRAYS = ("state", "steps", "prev_done")  # where Gymnasium's environments stand
 
 
 class Unchecked:
@@ -49,25 +50,22 @@ class NativeEnvs:
             raise EnvError(f"{self.id}, native environments: step raised {one_line(error)}") from error
         return obs, reward.astype(np.float64), terminated, truncated
 
-    def snapshot(self) -> dict[str, Any]:
-        return {
-            "kind": "CartPole",
-            "state": self.env.state.copy(),
-            "steps": self.env.steps.copy(),
-            "prev_done": self.env.prev_done.copy(),
-            "rng": json.dumps(self.env.np_random.bit_generator.state),
-        }
+    def state(self) -> dict[str, Any]:
+        """Gymnasium's own arrays, and the state of their generator as JSON."""
+        arrays = {name: vars(self.env)[name].copy() for name in ARRAYS}
+        return {"kind": "CartPole", **arrays, "rng": json.dumps(self.env.np_random.bit_generator.state)}
 
-    def restore(self, snapshot: dict[str, Any]) -> tuple[np.ndarray, list[int]]:
-        expect(snapshot, "CartPole")
+    def load(self, state: dict[str, Any]) -> tuple[np.ndarray, list[int]]:
+        """Puts the environments there; their observations. None ever comes back different."""
+        check_kind(state, "CartPole")
         self.reset()
-        for name in ("state", "steps", "prev_done"):
-            here, stored = getattr(self.env, name), snapshot[name]
-            if stored.shape != here.shape or stored.dtype != here.dtype:
-                raise ValueError(f"environment snapshot does not fit: {name} is {stored.shape}")
-            setattr(self.env, name, stored.copy())
-        self.env.np_random.bit_generator.state = json.loads(snapshot["rng"])
-        return self.env.state.T.astype(np.float32), []
+        own = vars(self.env)
+        for name in ARRAYS:
+            if state[name].shape != own[name].shape or state[name].dtype != own[name].dtype:
+                raise ValueError(f"the environments' state does not fit these: {name} is {state[name].shape}")
+            own[name] = state[name].copy()
+        self.env.np_random.bit_generator.state = json.loads(state["rng"])
+        return own["state"].T.astype(np.float32), []
 
     def close(self) -> None:
         self.env.close()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rl_natgrad.envs.episode import Episodes, Recipe
-from rl_natgrad.envs.snapshot import differing, pack, unpack
+from rl_natgrad.envs.positions import Positions, differing
 from rl_natgrad.envs.spaces import action_map
 from rl_natgrad.envs.watchdog import Watchdog
 
@@ -41,14 +41,16 @@ class SyncEnvs:
             self.episodes.step(self.to_env(action))
         return self.obs, self.reward, self.terminated, self.truncated
 
-    def snapshot(self) -> dict[str, Any]:
-        return pack(*self.episodes.snapshot(), self.obs)
+    def state(self) -> dict[str, Any]:
+        """Where every environment stands."""
+        return self.episodes.state().state(self.obs)
 
-    def restore(self, snapshot: dict[str, Any]) -> tuple[np.ndarray, list[int]]:
-        numbers, actions, obs = unpack(snapshot, self.num_envs, self.obs, self.raw_action_space)
+    def load(self, state: dict[str, Any]) -> tuple[np.ndarray, list[int]]:
+        """Replays fresh environments to there; their observations, and who came back different."""
+        positions = Positions.of(state, self.obs, self.raw_action_space)
         with self.watchdog:
-            self.episodes.replay(numbers, actions)
-        return self.obs, differing(self.obs, obs)
+            self.episodes.load(positions)
+        return self.obs, differing(self.obs, state["obs"])
 
     def close(self) -> None:
         self.watchdog.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import select
@@ -75,19 +74,3 @@ def _exactly(sock: socket.socket, size: int) -> bytes:
             raise EOFError
         parts += part
     return bytes(parts)
-
-
-def pack_positions(numbers: list[int], actions: list[np.ndarray]) -> bytes:
-    """Episode numbers and the actions since each reset: one line of JSON, then the actions' bytes."""
-    head = {"numbers": numbers, "lengths": [len(sent) for sent in actions]}
-    return json.dumps(head).encode() + b"\n" + b"".join(sent.tobytes() for sent in actions)
-
-
-def unpack_positions(
-    payload: bytes, shape: tuple[int, ...], dtype: np.dtype
-) -> tuple[list[int], list[np.ndarray]]:
-    """What `pack_positions` was given, for actions of that shape and dtype."""
-    head, _, body = payload.partition(b"\n")
-    positions = json.loads(head)
-    flat = np.frombuffer(body, dtype).reshape(-1, *shape)
-    return positions["numbers"], np.split(flat, np.cumsum(positions["lengths"])[:-1])

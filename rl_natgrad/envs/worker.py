@@ -17,7 +17,8 @@ import numpy as np
 
 from rl_natgrad.envs.episode import Episodes, Recipe
 from rl_natgrad.envs.errors import EnvError, one_line
-from rl_natgrad.envs.wire import pack_positions, ready_soon, receive, send, shared, unpack_positions
+from rl_natgrad.envs.positions import Positions
+from rl_natgrad.envs.wire import ready_soon, receive, send, shared
 
 PR_SET_PDEATHSIG = 1
 
@@ -66,15 +67,15 @@ def _build(job: dict[str, Any]) -> tuple[Episodes, np.ndarray]:
 
 
 def _serve(episodes: Episodes, actions: np.ndarray, kind: bytes, payload: bytes) -> bytes:
-    """One command: r reset, s step, n snapshot, p replay."""
+    """One command: r reset, s step, t state, l load."""
     if kind == b"s":
         episodes.step(actions.copy())  # the memory is written again before the next step; episodes keep these
     elif kind == b"r":
         episodes.reset()
-    elif kind == b"n":
-        return pack_positions(*episodes.snapshot())
-    elif kind == b"p":
-        episodes.replay(*unpack_positions(payload, actions.shape[1:], actions.dtype))
+    elif kind == b"t":
+        return episodes.state().encode()
+    elif kind == b"l":
+        episodes.load(Positions.decode(payload, actions))
     return b""
 
 

@@ -20,19 +20,10 @@ import numpy as np
 from rl_natgrad.envs.cores import cores
 from rl_natgrad.envs.episode import Episodes, Recipe
 from rl_natgrad.envs.errors import EnvError
-from rl_natgrad.envs.snapshot import differing, pack, unpack
+from rl_natgrad.envs.positions import Positions, differing
 from rl_natgrad.envs.spaces import ObservationMap, action_map
 from rl_natgrad.envs.watchdog import Watchdog
-from rl_natgrad.envs.wire import (
-    SPIN,
-    memory_file,
-    pack_positions,
-    ready_soon,
-    receive,
-    send,
-    shared,
-    unpack_positions,
-)
+from rl_natgrad.envs.wire import SPIN, memory_file, ready_soon, receive, send, shared
 
 # A fresh interpreter and not a fork: no locks, threads or CUDA context of torch are inherited, `__main__` is
 # not imported again, and a worker needs a tenth of our memory.
@@ -139,26 +130,25 @@ class AsyncEnvs:
         self.done = self.terminated | self.truncated
         return self.obs, self.reward, self.terminated, self.truncated
 
-    def snapshot(self) -> dict[str, Any]:
-        space = self.raw_action_space
-        numbers, actions = self.own.snapshot() if self.own.all else ([], [])
-        for reply in self._ask(b"n", "snapshot"):
-            part = unpack_positions(reply, space.shape, space.dtype)
-            numbers += part[0]
-            actions += part[1]
-        return pack(numbers, actions, self.obs)
+    def state(self) -> dict[str, Any]:
+        """Where every environment stands."""
+        whole = self.own.state()
+        for reply in self._ask(b"t", "saving"):
+            part = Positions.decode(reply, self.actions)
+            whole.numbers.extend(part.numbers)
+            whole.actions.extend(part.actions)
+        return whole.state(self.obs)
 
-    def restore(self, snapshot: dict[str, Any]) -> tuple[np.ndarray, list[int]]:
-        numbers, actions, obs = unpack(snapshot, self.num_envs, self.obs, self.raw_action_space)
-        self.number, self.length = snapshot["episode"].copy(), snapshot["length"].copy()
-        parts, k = [pack_positions(numbers[a:b], actions[a:b]) for a, b in self.indices], len(self.own.all)
+    def load(self, state: dict[str, Any]) -> tuple[np.ndarray, list[int]]:
+        """Replays fresh environments to there; their observations, and who came back different."""
+        whole = Positions.of(state, self.obs, self.raw_action_space)
+        self.number, self.length = state["episode"].copy(), state["length"].copy()
+        mine, theirs = whole.part(0, len(self.own.all)), [whole.part(*share).encode() for share in self.indices]
         # A replay is many steps, each of which may take its time.
-        self._ask(
-            b"p", "replay", lambda: self.own.replay(numbers[:k], actions[:k]), parts,
-            patience=self.recipe.timeout * (1 + int(self.length.max())),
-        )  # fmt: skip
+        patience = self.recipe.timeout * (1 + int(self.length.max()))
+        self._ask(b"l", "replay", lambda: self.own.load(mine), theirs, patience)
         self.done = self.terminated | self.truncated
-        return self.obs, differing(self.obs, obs)
+        return self.obs, differing(self.obs, state["obs"])
 
     def close(self) -> None:
         if self.watchdog:

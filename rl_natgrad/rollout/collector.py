@@ -113,7 +113,7 @@ class Collector:
             self.obs = self.envs.reset().copy()
 
     def state(self) -> dict[str, NDArray]:
-        """What a later `load` needs besides the environments' own snapshot (ask for that one after this) and
+        """What a later `load` needs besides the environments' own state (ask for that one after this) and
         the generator's state."""
         self._begin()
         return {
