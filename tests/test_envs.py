@@ -12,9 +12,11 @@ from types import SimpleNamespace
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium import spaces
 
 from rl_natgrad.envs import make as envs
 from rl_natgrad.envs.checks import Checks
+from rl_natgrad.envs.contract import Envs
 from rl_natgrad.envs.episode import episode_seed
 from rl_natgrad.envs.errors import EnvError, EnvSetupError
 
@@ -245,6 +247,16 @@ def test_a_state_of_other_environments_is_refused(opened, backend):
     for wrong in (three.state(), {"kind": "other"}):
         with pytest.raises(ValueError, match="environments' state"):
             two.load(wrong)
+
+
+@pytest.mark.parametrize(
+    "backend", ["sync", "native", "async", "split", pytest.param("envpool", marks=extra("envpool"))]
+)
+def test_every_backend_has_all_of_the_contract(opened, backend):
+    e = opened("CartPole-v1", backend)
+    assert {*Envs.__annotations__, *(name for name in vars(Envs) if name[0] != "_")} <= set(dir(e))
+    assert (e.backend, e.num_envs, e.restorable, e.note) == (backend, 3, backend != "envpool", None)
+    assert e.raw_observation_space.shape == (4,) and e.raw_action_space == spaces.Discrete(2)
 
 
 # Choosing

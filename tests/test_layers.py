@@ -14,7 +14,7 @@ LAYERS = {
     "optim": {"torch"},
     "policy": {"torch", "numpy", "gymnasium", "optim.fisher"},  # fisher: only the type of a linearisation
     "envs": {"numpy", "gymnasium", "envpool", "ale_py", "mujoco"},
-    "rollout": {"torch", "numpy"},
+    "rollout": {"torch", "numpy", "envs.contract"},  # the contract: only a type
     "algos": {"torch", "numpy", "optim"},
     "run": {"torch", "numpy", "rich", "safetensors", "tensorboard"},
 }

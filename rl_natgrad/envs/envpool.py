@@ -7,15 +7,17 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from numpy.typing import NDArray
 
+from rl_natgrad.envs.contract import Rows
 from rl_natgrad.envs.cores import cores
 from rl_natgrad.envs.episode import episode_seed
 from rl_natgrad.envs.errors import EnvError, EnvSetupError, one_line
-from rl_natgrad.envs.spaces import ObservationMap, action_map
+from rl_natgrad.envs.spaces import ObservationMap, WithSpaces
 
 
-class EnvpoolEnvs:
-    """See `make.Envs` for the contract. Episodes after the first of each environment depend on history."""
+class EnvpoolEnvs(WithSpaces):
+    """See `contract.Envs`. Episodes after the first of each environment depend on history."""
 
     backend, restorable = "envpool", False
 
@@ -39,15 +41,14 @@ class EnvpoolEnvs:
                 )
             except Exception as error:
                 raise EnvSetupError(f"{id} on envpool: {one_line(error)}") from error
-            raw, self.raw_action_space = self.env.observation_space, self.env.action_space
-        if isinstance(raw, spaces.Box) and raw.dtype.kind == "f":
-            raw = spaces.Box(-np.inf, np.inf, raw.shape, raw.dtype)  # envpool's own bounds are often wrong
+            raw, action = self.env.observation_space, self.env.action_space
         if not isinstance(raw, spaces.Box):
             raise EnvSetupError(f"observation space {raw} is not supported on envpool; use env.backend=sync")
-        observation = ObservationMap(raw)
-        self.rows, self.axes = observation.space.shape, observation.axes
-        self.observation_space, self.note = observation.space, observation.note
-        self.action_space, self.to_env = action_map(self.raw_action_space)
+        # envpool's own bounds are often wrong
+        right = spaces.Box(-np.inf, np.inf, raw.shape, raw.dtype) if raw.dtype.kind == "f" else raw
+        super().__init__(right, action)
+        self.raw_observation_space = raw
+        self.rows, self.axes = self.observation_space.shape, ObservationMap(right).axes
         # envpool's own step() spends 40 to 80 µs in Python around these two calls into C++, a third of a step of
         # 8 HalfCheetahs; its version is pinned.
         keys = self.env._state_keys
@@ -58,10 +59,12 @@ class EnvpoolEnvs:
         self.ids = [known[key] for key in self.env._spec._action_keys[:-1]]
         self.action_dtype = self.env._spec._action_spec[-1][0]
 
-    def reset(self) -> np.ndarray:
+    def reset(self) -> NDArray:
+        """The first observations (B, *O)."""
         return self._see(self.env.reset()[0])
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def step(self, action: NDArray) -> Rows:
+        """What comes of action (B, *A)."""
         try:
             self.env._send([*self.ids, self.to_env(action).astype(self.action_dtype, order="C", copy=False)])
             state = self.env._recv()
@@ -70,7 +73,7 @@ class EnvpoolEnvs:
         obs, reward, done, truncated = (state[i] for i in self.fields)
         return self._see(obs), reward.astype(np.float64), done & ~truncated, truncated
 
-    def _see(self, obs: np.ndarray) -> np.ndarray:
+    def _see(self, obs: NDArray) -> NDArray:
         if self.axes is not None:
             return obs.transpose(0, *(1 + axis for axis in self.axes))
         return obs.reshape(self.num_envs, *self.rows).astype(np.float32)
@@ -79,9 +82,10 @@ class EnvpoolEnvs:
         """Raises NotImplementedError: envpool has no way to."""
         raise NotImplementedError("envpool cannot save its environments' state")
 
-    def load(self, state: dict[str, Any]) -> tuple[np.ndarray, list[int]]:
+    def load(self, state: dict[str, Any]) -> tuple[NDArray, list[int]]:
         """Raises NotImplementedError: envpool has no way to."""
         raise NotImplementedError("envpool cannot load its environments' state")
 
     def close(self) -> None:
+        """Ends the environments."""
         self.env.close()

@@ -1,4 +1,4 @@
-"""Vector environments: one contract, whatever steps them."""
+"""From a configuration to vector environments: by name, or one line that says why not."""
 
 from __future__ import annotations
 
@@ -6,55 +6,20 @@ import importlib
 import os
 import re
 import sys
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium as gym
-import numpy as np
-from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
+from rl_natgrad.envs.contract import Envs
 from rl_natgrad.envs.envpool import EnvpoolEnvs
 from rl_natgrad.envs.episode import Recipe
-from rl_natgrad.envs.errors import EnvError, EnvSetupError, one_line
+from rl_natgrad.envs.errors import EnvSetupError, one_line
 from rl_natgrad.envs.native import NATIVE, NativeEnvs
 from rl_natgrad.envs.sync import SyncEnvs
 from rl_natgrad.envs.workers import AsyncEnvs
 
-__all__ = ["EnvError", "EnvSetupError", "Envs", "make"]
-
 BACKENDS = ("auto", "sync", "async", "split", "native", "envpool")
-
-
-class Envs(Protocol):
-    """B environments stepped together.
-
-    The spaces are a single environment's, as a policy sees them: observations a float32 vector or a uint8
-    image (channels first), finite Box actions in [−1, 1].  NEXT_STEP: at an end the observation is the true
-    last one; the following row is a reset row, whose action is ignored, reward 0 and flags False.
-    Arrays returned may be overwritten by the next call.
-    """
-
-    backend: str  # sync, async, split, native or envpool
-    restorable: bool
-    note: str | None  # what was done to the observation, for the user
-    num_envs: int
-    observation_space: spaces.Box
-    action_space: spaces.Space
-
-    def reset(self) -> np.ndarray:
-        """The first observations (B, *O)."""
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """obs (B, *O), reward (B,) float64, terminated (B,), truncated (B,) after action (B, *A)."""
-
-    def state(self) -> dict[str, Any]:
-        """Where every environment stands: numpy arrays, strings and numbers. Only where `restorable`."""
-
-    def load(self, state: dict[str, Any]) -> tuple[np.ndarray, list[int]]:
-        """Puts fresh environments there; their observations, and who did not come back to the same one."""
-
-    def close(self) -> None:
-        """Ends the environments and the processes they run in."""
 
 
 def make(cfg: Any, num_envs: int, seed: int) -> Envs:

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
+from numpy.typing import NDArray
 
+from rl_natgrad.envs.contract import Rows
 from rl_natgrad.envs.errors import EnvError, one_line
 from rl_natgrad.envs.positions import check_kind
-from rl_natgrad.envs.spaces import ObservationMap, action_map
+from rl_natgrad.envs.spaces import WithSpaces
 
 # The ids whose vectorised dynamics and episode ends equal the scalar environment's (tests/test_envs.py), and
 # the arguments both take. The JAX ones of Gymnasium do not qualify: they keep their state out of reach.
@@ -27,23 +29,24 @@ class Unchecked:
         return True
 
 
-class NativeEnvs:
-    """See `make.Envs` for the contract."""
+class NativeEnvs(WithSpaces):
+    """See `contract.Envs`. Their episodes depend on how many there are."""
 
-    backend, restorable, note = "native", True, None
+    backend, restorable = "native", True
 
     def __init__(self, id: str, limit: int, num_envs: int, seed: int, kwargs: dict[str, Any]) -> None:
         self.id, self.num_envs, self.seed = id, num_envs, seed
         self.env = CartPoleVectorEnv(num_envs, limit, **kwargs)
-        self.observation_space = ObservationMap(self.env.single_observation_space).space
-        self.action_space, self.to_env = action_map(self.env.single_action_space)
+        super().__init__(self.env.single_observation_space, self.env.single_action_space)
         self.env.action_space = Unchecked()
 
-    def reset(self) -> np.ndarray:
+    def reset(self) -> NDArray:
+        """The first observations (B, *O)."""
         self.env.np_random = np.random.default_rng(np.random.SeedSequence([self.seed, self.num_envs]))
         return self.env.reset()[0]
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def step(self, action: NDArray) -> Rows:
+        """What comes of action (B, *A)."""
         try:
             obs, reward, terminated, truncated, _ = self.env.step(self.to_env(action))
         except Exception as error:
@@ -55,7 +58,7 @@ class NativeEnvs:
         arrays = {name: vars(self.env)[name].copy() for name in ARRAYS}
         return {"kind": "CartPole", **arrays, "rng": json.dumps(self.env.np_random.bit_generator.state)}
 
-    def load(self, state: dict[str, Any]) -> tuple[np.ndarray, list[int]]:
+    def load(self, state: dict[str, Any]) -> tuple[NDArray, list[int]]:
         """Puts the environments there; their observations. None ever comes back different."""
         check_kind(state, "CartPole")
         self.reset()
@@ -68,4 +71,5 @@ class NativeEnvs:
         return own["state"].T.astype(np.float32), []
 
     def close(self) -> None:
+        """Ends the environments."""
         self.env.close()

@@ -128,6 +128,16 @@ def _float32(bound: np.ndarray) -> np.ndarray:
         return bound.astype(np.float32)
 
 
+class WithSpaces:
+    """Environments whose own spaces are these: what `contract.Envs` says of spaces, and how actions get there."""
+
+    def __init__(self, observation: spaces.Space, action: spaces.Space) -> None:
+        seen = ObservationMap(observation)
+        self.raw_observation_space, self.raw_action_space = observation, action
+        self.observation_space, self.note = seen.space, seen.note
+        self.action_space, self.to_env = action_map(action)
+
+
 def action_map(space: spaces.Space) -> tuple[spaces.Space, Callable[[np.ndarray], np.ndarray]]:
     """The space the policy acts in, and the function from its actions (B, *A) to the environment's.
 

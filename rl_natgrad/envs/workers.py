@@ -16,12 +16,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from rl_natgrad.envs.contract import Rows
 from rl_natgrad.envs.cores import cores
 from rl_natgrad.envs.episode import Episodes, Recipe
 from rl_natgrad.envs.errors import EnvError
 from rl_natgrad.envs.positions import Positions, differing
-from rl_natgrad.envs.spaces import ObservationMap, action_map
+from rl_natgrad.envs.spaces import WithSpaces
 from rl_natgrad.envs.watchdog import Watchdog
 from rl_natgrad.envs.wire import SPIN, memory_file, ready_soon, receive, send, shared
 
@@ -39,8 +41,8 @@ class WorkerTraceback(Exception):
     """The traceback of an error inside a worker, as the cause of the EnvError it led to."""
 
 
-class AsyncEnvs:
-    """See `make.Envs` for the contract. The same transitions as `sync`, bit for bit.
+class AsyncEnvs(WithSpaces):
+    """See `contract.Envs`. The same transitions as `sync`, bit for bit.
 
     async: workers step all of them, one worker per core, and none of them can harm this process.
     split: this process steps its share too, and everybody waits for everybody with eyes open: a process that
@@ -52,10 +54,7 @@ class AsyncEnvs:
     def __init__(self, recipe: Recipe, num_envs: int, split: bool = False) -> None:
         self.recipe, self.num_envs, self.backend = recipe, num_envs, "split" if split else "async"
         probe = recipe.build()
-        observation = ObservationMap(probe.observation_space)
-        self.observation_space, self.note = observation.space, observation.note
-        self.raw_action_space = probe.action_space
-        self.action_space, self.to_env = action_map(probe.action_space)
+        super().__init__(probe.observation_space, probe.action_space)
         probe.close()
         cuts = np.linspace(0, num_envs, min(num_envs, cores()) + 1).astype(int).tolist()
         shares = list(itertools.pairwise(cuts))
@@ -67,18 +66,18 @@ class AsyncEnvs:
         self.number, self.length = np.full(num_envs, -1), np.zeros(num_envs, int)
         self.done = np.ones(num_envs, bool)
         try:
-            self._start(observation.space.shape, observation.space.dtype)
+            self._start()
         except BaseException:
             self._kill()
             if self.watchdog:
                 self.watchdog.close()
             raise
 
-    def _start(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        B, W, action = self.num_envs, len(self.indices), self.raw_action_space
+    def _start(self) -> None:
+        B, W, action, seen = self.num_envs, len(self.indices), self.raw_action_space, self.observation_space
         fields = [
-            ([B, *action.shape], action.dtype.str),
-            ([B, *shape], dtype.str),
+            ([B, *(action.shape or ())], np.dtype(action.dtype).str),
+            ([B, *seen.shape], seen.dtype.str),
             ([B], "<f8"),
             ([B], "|b1"),
             ([B], "|b1"),
@@ -114,13 +113,15 @@ class AsyncEnvs:
         self.sockets.append(ours)
         send(ours, b"j", json.dumps(job).encode())
 
-    def reset(self) -> np.ndarray:
+    def reset(self) -> NDArray:
+        """The first observations (B, *O)."""
         self._ask(b"r", "reset", self.own.reset)
         self.number += 1
         self.length[:], self.done[:] = 0, False
         return self.obs
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def step(self, action: NDArray) -> Rows:
+        """What comes of action (B, *A)."""
         self.actions[:] = self.to_env(action)
         self.number += self.done
         self.length += 1
@@ -139,7 +140,7 @@ class AsyncEnvs:
             whole.actions.extend(part.actions)
         return whole.state(self.obs)
 
-    def load(self, state: dict[str, Any]) -> tuple[np.ndarray, list[int]]:
+    def load(self, state: dict[str, Any]) -> tuple[NDArray, list[int]]:
         """Replays fresh environments to there; their observations, and who came back different."""
         whole = Positions.of(state, self.obs, self.raw_action_space)
         self.number, self.length = state["episode"].copy(), state["length"].copy()
@@ -151,6 +152,7 @@ class AsyncEnvs:
         return self.obs, differing(self.obs, state["obs"])
 
     def close(self) -> None:
+        """Ends the environments and the workers; waits 2 s for each to go by itself."""
         if self.watchdog:
             self.watchdog.close()
         self.own.close()

@@ -1,5 +1,6 @@
 """A trained policy out of a run folder, which may come from anywhere: data is read, nothing in it is run."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from rl_natgrad.policy.policy import Policy
 from rl_natgrad.run.checkpoint import BEST, Checkpoints, fit, read, whole
 from rl_natgrad.run.records import RECORD, read_record
 from rl_natgrad.training import build
-from rl_natgrad.training.evaluation import scalar, streams
+from rl_natgrad.training.evaluation import streams
 
 
 class Spaces(NamedTuple):
@@ -130,16 +131,9 @@ def _file(path: Path, which: str) -> Path:
 
 
 def _spaces(cfg: Config) -> Spaces:
-    env = scalar(cfg)
-    if env.backend in ("async", "split"):
-        env = env.model_copy(update={"backend": "sync"})
-    vector: Any = make(env, 1, 0)
-    try:
-        pooled = env.backend == "envpool"
-        raw = vector.env.observation_space if pooled else vector.episodes.all[0].observation.raw
-        return Spaces(raw, vector.raw_action_space)
-    finally:
-        vector.close()
+    backend = "envpool" if cfg.env.backend == "envpool" else "sync"
+    with closing(make(cfg.env.model_copy(update={"backend": backend}), 1, 0)) as envs:
+        return Spaces(envs.raw_observation_space, envs.raw_action_space)
 
 
 def _rank(obs: Any, space: spaces.Space) -> int:

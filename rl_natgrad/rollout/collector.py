@@ -7,14 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-
-class Envs(Protocol):
-    """What the collector needs of vector environments; see envs/make.py for the contract."""
-
-    num_envs: int
-
-    def reset(self) -> NDArray: ...
-    def step(self, action: NDArray) -> tuple[NDArray, NDArray, NDArray, NDArray]: ...
+from rl_natgrad.envs.contract import Envs
 
 
 class Actor(Protocol):

@@ -5,11 +5,13 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from rl_natgrad.envs.contract import Envs
+
 LIMIT = 108_000  # steps of an episode in an environment without a time limit: the longest that Gymnasium sets
 
 
 def play(
-    envs,
+    envs: Envs,
     act: Callable[[NDArray], NDArray],
     check: Callable[[NDArray, NDArray, NDArray], None] = lambda obs, reward, done: None,
     *,

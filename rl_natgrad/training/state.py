@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from rl_natgrad.envs.make import Envs
+from rl_natgrad.envs.contract import Envs
 from rl_natgrad.run.checkpoint import State, fit, number, whole
 from rl_natgrad.training.iteration import GIVE_UP, WINDOW, Training
 
