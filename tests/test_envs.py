@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import typing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from rl_natgrad.config.schema import Env
 from rl_natgrad.envs import make as envs
 from rl_natgrad.envs.checks import Checks
 from rl_natgrad.envs.contract import Envs
@@ -260,6 +262,10 @@ def test_every_backend_has_all_of_the_contract(opened, backend):
 
 
 # Choosing
+
+
+def test_the_configuration_knows_the_same_backends():
+    assert set(typing.get_args(Env.model_fields["backend"].annotation)) == set(envs.BACKENDS)
 
 
 def test_auto_never_depends_on_extras_and_can_be_restored(opened):
