@@ -364,7 +364,7 @@ def misbehave(how, backend, timeout=60.0):
                 rows.append(tuple(x.copy() for x in e.step(a)))
                 obs.append(rows[-1][0])
             reward, ends = np.stack([r[1] for r in rows]), np.stack([r[2] | r[3] for r in rows])
-            Checks("Misbehaving-v0", e.observation_space, 3)(np.stack(obs), reward, ends)
+            Checks("Misbehaving-v0", e.observation_space)(np.stack(obs), reward, ends, np.zeros(3, int))
         return str(error.value)
     finally:
         e.close()

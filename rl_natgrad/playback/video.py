@@ -51,7 +51,7 @@ def record(cfg: Config, act: Callable[[NDArray], NDArray], file: Path) -> float:
         return act(obs)
 
     try:
-        returns, _ = play(envs, act_and_draw, Checks(cfg.env.id, envs.observation_space, 1))
+        returns, _ = play(envs, act_and_draw, Checks(cfg.env.id, envs.observation_space))
         draw()
         process = writer.proc
         writer.close()

@@ -17,6 +17,15 @@ class Actor(Protocol):
     def act(self, obs: NDArray, noise: NDArray) -> NDArray: ...
 
 
+Check = Callable[[NDArray, NDArray, NDArray, NDArray], None]
+"""Looks at obs (T+1, B, *O), reward (T, B) and done (T, B) before anything is learned from them, and raises where
+an environment misbehaved.  length (B,): steps of the episodes that go on in row 0, −1 where that is the reset."""
+
+
+def unchecked(obs: NDArray, reward: NDArray, done: NDArray, length: NDArray) -> None:
+    """A check that takes everything."""
+
+
 @dataclass(frozen=True)
 class Rollout:
     """T × B rows. Row t is the step from obs[t] by action[t] to obs[t + 1].
@@ -44,14 +53,13 @@ class Rollout:
 class Collector:
     """Steps `envs` with a policy, and keeps the place between one `collect()` and the next.
 
-    Args: horizon: T.  rng: of the actions' noise.  check: called with obs (T+1, B, *O), reward and done
-          (T, B) before anything is learned from them; raises where an environment misbehaved.
+    Args: horizon: T.  rng: of the actions' noise.
     """
 
     envs: Envs
     horizon: int
     rng: np.random.Generator
-    check: Callable[[NDArray, NDArray, NDArray], None] = lambda obs, reward, done: None
+    check: Check = unchecked
     obs: NDArray | None = field(default=None, init=False)  # (B, *O), where the next rollout starts
     prev_done: NDArray = field(init=False)  # (B,) bool: the next row is a reset
     episode_return: NDArray = field(init=False)  # (B,) so far
@@ -77,7 +85,7 @@ class Collector:
             action[t] = a
             obs[t + 1], reward[t], terminated[t], truncated[t] = step(a)
         done = terminated | truncated
-        self.check(obs, reward, done)
+        self.check(obs, reward, done, np.where(self.prev_done, -1, self.episode_length))
         valid = ~np.concatenate([self.prev_done[None], done[:-1]])
         returns, lengths = self._episodes(reward, done, valid)
         self.obs, self.prev_done = obs[T].copy(), done[-1].copy()

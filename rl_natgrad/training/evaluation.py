@@ -30,7 +30,7 @@ def evaluate(cfg: Config, policy: Policy, episodes: int | None = None, modes: Se
     played = {}
     for mode in modes:
         with closing(make(scalar(cfg), episodes, seed)) as envs:
-            check = Checks(cfg.env.id, envs.observation_space, episodes)
+            check = Checks(cfg.env.id, envs.observation_space)
             played[mode] = play(envs, acting(policy, mode, rng), check)
     return played
 

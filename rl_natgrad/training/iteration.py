@@ -42,7 +42,7 @@ class Training:
         self.critic = build.build_critic(cfg, self.envs.observation_space)
         self.learner = build.build_learner(cfg, self.policy)
         self.fisher_rng = build.generator(cfg.seed, "fisher")
-        checks = Checks(cfg.env.id, self.envs.observation_space, cfg.num_envs)
+        checks = Checks(cfg.env.id, self.envs.observation_space)
         self.collector = Collector(self.envs, cfg.horizon, build.generator(cfg.seed, "actions"), checks)
 
     @quiet

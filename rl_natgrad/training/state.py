@@ -58,12 +58,9 @@ def put(training: Training, state: State) -> list[int]:
 
 
 def _restore(training: Training, state: State) -> list[int]:
-    collector = training.collector
-    collector.load(state["collector"])
-    # So that what misbehaves is named by its step: −1 where the next row is the reset.
-    collector.check.length = np.where(collector.prev_done, -1, collector.episode_length)
+    training.collector.load(state["collector"])
     obs, differed = training.envs.load(state["envs"])
-    collector.obs = obs.copy()
+    training.collector.obs = obs.copy()
     return differed
 
 
