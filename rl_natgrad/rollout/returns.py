@@ -1,7 +1,31 @@
 """From a rollout to advantages and returns."""
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
+
+from rl_natgrad.rollout.collector import Rollout
+
+
+class Estimate(NamedTuple):
+    """What a rollout says of each of its rows, (T, B); float64."""
+
+    adv: NDArray  # the advantage of its action
+    ret: NDArray  # what V is regressed on
+    known: NDArray  # bool: a step of an episode, of which the two can be told; other rows hold nothing of use
+
+
+def estimate_gae(rollout: Rollout, value: NDArray, *, gamma: float, lam: float) -> Estimate:
+    """Generalised advantages A, and V + A; value (T+1, B): V(obs). Every step is known."""
+    adv = gae(rollout.reward, value, rollout.terminated, rollout.done, gamma=gamma, lam=lam)
+    return Estimate(adv, adv + value[:-1], rollout.valid)
+
+
+def estimate_monte_carlo(rollout: Rollout, value: NDArray, *, gamma: float) -> Estimate:
+    """The return to the episode's end, which is its own advantage (V has no part). Known where that end is."""
+    G, known = monte_carlo(rollout.reward, rollout.done, gamma=gamma)
+    return Estimate(G, G, rollout.valid & known)
 
 
 def gae(
