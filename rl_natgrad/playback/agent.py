@@ -87,12 +87,11 @@ def load(run: str | Path, *, checkpoint: str | int = "last", allow_import: bool 
         size = build.policy_size(cfg, seen, acts)
         fit(state.get("policy"), {"theta": torch.empty(size, device="meta")}, "policy")
         policy = build.build_policy(cfg, seen, acts, theta=state["policy"]["theta"].to(cfg.device))
-        normaliser: Any = policy.observe if hasattr(policy.observe, "load") else None
-        fit(state.get("observe"), normaliser.state() if normaliser else lambda node: node == {}, "observe")
+        observe: Any = policy.observe
+        fit(state.get("observe"), observe.state(), "observe")
+        observe.load(state["observe"])
     except (ValueError, RuntimeError) as error:  # the latter: torch, of a network that cannot be
         raise ValueError(f"{file} does not fit {path / RECORD}: {error}") from error
-    if normaliser:
-        normaliser.load(state["observe"])
     return Agent(cfg, raw, policy, state["update"], state["step"])
 
 
@@ -131,6 +130,7 @@ def _file(path: Path, which: str) -> Path:
 
 
 def _spaces(cfg: Config) -> Spaces:
+    """The environment's own, of one that is made for the purpose."""
     backend = "envpool" if cfg.env.backend == "envpool" else "sync"
     with closing(make(cfg.env.model_copy(update={"backend": backend}), 1, 0)) as envs:
         return Spaces(envs.raw_observation_space, envs.raw_action_space)

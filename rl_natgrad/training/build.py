@@ -19,7 +19,7 @@ from rl_natgrad.policy.heads import Head
 from rl_natgrad.policy.mlp import MLP
 from rl_natgrad.policy.networks import Network, cnn
 from rl_natgrad.policy.policy import Policy, head_for, with_head
-from rl_natgrad.rollout.normalize import ObservationNormalizer
+from rl_natgrad.rollout.normalize import ObservationNormalizer, Unchanged
 
 Learner = Callable[[Problem], Update]
 
@@ -46,7 +46,7 @@ def build_policy(
     head = head_for(action_space)
     net = _policy_network(cfg, obs_space, head)
     image = obs_space.dtype == np.uint8
-    observe = ObservationNormalizer(obs_space.shape) if cfg.env.normalize_obs and not image else _as_is
+    observe = ObservationNormalizer(obs_space.shape) if cfg.env.normalize_obs and not image else Unchanged()
     return Policy(net, head, _theta(cfg, net, "policy") if theta is None else theta, observe)
 
 
@@ -96,7 +96,3 @@ def _theta(cfg: Config, net: Network, part: str) -> torch.Tensor:
     seeds = generator(cfg.seed, "parameters").integers(2**63, size=2)
     rng = torch.Generator().manual_seed(int(seeds[("policy", "critic").index(part)]))
     return net.init(rng).to(cfg.device)
-
-
-def _as_is(obs: np.ndarray) -> np.ndarray:
-    return obs
