@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 HEADER = struct.Struct("<cQ")  # kind and size of a frame
 
@@ -21,7 +22,7 @@ SPIN = 1e-3  # seconds to wait awake: longer than a policy's forward pass, short
 Field = tuple[Sequence[int], str]  # shape and dtype of one shared array
 
 
-def memory_file(fields: list[Field]) -> int:
+def memory_file(fields: Sequence[Field]) -> int:
     """A descriptor of nameless memory for those arrays: nothing stays behind, whatever kills us."""
     if sys.platform == "linux":
         fd = os.memfd_create("rl_natgrad")
@@ -32,9 +33,10 @@ def memory_file(fields: list[Field]) -> int:
     return fd
 
 
-def shared(fd: int, fields: list[Field]) -> list[np.ndarray]:
+def shared(fd: int, fields: Sequence[Field]) -> list[NDArray]:
     """The arrays over that memory."""
-    memory, start, views = mmap.mmap(fd, 0), 0, []
+    memory, start = mmap.mmap(fd, 0), 0
+    views: list[NDArray] = []
     for shape, dtype in fields:
         views.append(np.ndarray(tuple(shape), dtype, memory, start))
         start += _room((shape, dtype))

@@ -13,7 +13,7 @@ import sys
 import traceback
 from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
 from rl_natgrad.envs.episode import Episodes, Recipe
 from rl_natgrad.envs.errors import EnvError, one_line
@@ -58,7 +58,7 @@ def _die_with_parent(job: dict[str, Any]) -> None:
         os._exit(1)
 
 
-def _build(job: dict[str, Any]) -> tuple[Episodes, np.ndarray]:
+def _build(job: dict[str, Any]) -> tuple[Episodes, NDArray]:
     actions, obs, reward, terminated, truncated, at = shared(job["memory"], job["fields"])
     mine = slice(*job["indices"])
     episodes = Episodes(Recipe.from_dict(job["recipe"]), range(*job["indices"]))
@@ -66,7 +66,7 @@ def _build(job: dict[str, Any]) -> tuple[Episodes, np.ndarray]:
     return episodes, actions[mine]
 
 
-def _serve(episodes: Episodes, actions: np.ndarray, kind: bytes, payload: bytes) -> bytes:
+def _serve(episodes: Episodes, actions: NDArray, kind: bytes, payload: bytes) -> bytes:
     """One command: r reset, s step, t state, l load."""
     if kind == b"s":
         episodes.step(actions.copy())  # the memory is written again before the next step; episodes keep these

@@ -13,8 +13,11 @@ from rl_natgrad.envs.contract import Envs
 class Actor(Protocol):
     """What the collector sees of a policy."""
 
-    def noise(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray: ...
-    def act(self, obs: NDArray, noise: NDArray) -> NDArray: ...
+    def noise(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray:
+        """The randomness of as many actions, (*shape, …)."""
+
+    def act(self, obs: NDArray, noise: NDArray) -> NDArray:
+        """Actions (B, *A) on observations (B, *O), with that randomness (B, …)."""
 
 
 Check = Callable[[NDArray, NDArray, NDArray, NDArray], None]
@@ -73,14 +76,14 @@ class Collector:
     def collect(self, policy: Actor) -> Rollout:
         """T rows from each environment. The arrays belong to the caller."""
         T, B = self.horizon, self.envs.num_envs
-        self._begin()
+        first, step, act = self._first(), self.envs.step, policy.act
         noise = policy.noise(self.rng, (T, B))
-        obs = np.empty((T + 1, *self.obs.shape), self.obs.dtype)
+        obs = np.empty((T + 1, *first.shape), first.dtype)
         reward, terminated, truncated = np.empty((T, B)), np.empty((T, B), bool), np.empty((T, B), bool)
-        obs[0], action, step, act = self.obs, None, self.envs.step, policy.act
+        obs[0] = first
         for t in range(T):
             a = act(obs[t], noise[t])
-            if action is None:
+            if t == 0:
                 action = np.empty((T, *a.shape), a.dtype)
             action[t] = a
             obs[t + 1], reward[t], terminated[t], truncated[t] = step(a)
@@ -96,7 +99,8 @@ class Collector:
         sums = self.episode_return + np.cumsum(np.where(valid, reward, 0.0), 0)
         counts = self.episode_length + np.cumsum(valid, 0)
         ends = np.argwhere(done)
-        before = {}  # environment → sum and count at its last end, which were not reset in the running sums
+        # environment → sum and count at its last end, which were not reset in the running sums
+        before: dict[int, tuple[float, int]] = {}
         returns, lengths = [], []
         for t, i in ends:
             s, n = before.get(i, (0.0, 0))
@@ -109,21 +113,23 @@ class Collector:
             self.episode_length[i] -= n
         return returns, lengths
 
-    def _begin(self) -> None:
+    def _first(self) -> NDArray:
+        """Where the next rollout starts; the first one resets the environments."""
         if self.obs is None:
             self.obs = self.envs.reset().copy()
+        return self.obs
 
     def state(self) -> dict[str, NDArray]:
         """What a later `load` needs besides the environments' own state (ask for that one after this) and
         the generator's state."""
-        self._begin()
         return {
-            "obs": self.obs,
+            "obs": self._first(),
             "prev_done": self.prev_done,
             "episode_return": self.episode_return,
             "episode_length": self.episode_length,
         }
 
     def load(self, state: dict[str, NDArray]) -> None:
+        """Goes on from what `state` gave."""
         for name in ("obs", "prev_done", "episode_return", "episode_length"):
             setattr(self, name, state[name].copy())
