@@ -46,7 +46,7 @@ def ours(env: str, backend: str, num_envs: int) -> tuple[dict[str, Round], Calla
     cfg = compose.load([f"env={env}", f"env.backend={backend}", f"num_envs={num_envs}"])
     made = make(cfg.env, num_envs, cfg.seed)
     policy = build.build_policy(cfg, made.observation_space, made.action_space)
-    check = Checks(cfg.env.id, made.observation_space, num_envs)
+    check = Checks(cfg.env.id, made.observation_space)
     collector = Collector(made, HORIZON, np.random.default_rng(0), check)
     rollout = collector.collect(policy)
 
@@ -60,7 +60,7 @@ def ours(env: str, backend: str, num_envs: int) -> tuple[dict[str, Round], Calla
         return collector.collect(policy).steps
 
     def checks() -> int:
-        check(rollout.obs, rollout.reward, rollout.done)
+        check(rollout.obs, rollout.reward, rollout.done, collector.episode_length)
         return rollout.steps
 
     return {name: lambda work=work: timed(work) for name, work in

@@ -179,19 +179,20 @@ def test_a_loaded_collector_goes_on_as_if_never_stopped(cut, horizon):
 def test_check_sees_the_rollout_before_anything_is_made_of_it():
     seen = []
 
-    def check(obs, reward, done):
-        seen.append((obs.copy(), reward.copy(), done.copy()))
+    def check(obs, reward, done, length):
+        seen.append((obs.copy(), reward.copy(), done.copy(), length.copy()))
 
-    collector = make((3,), (5,), horizon=4, check=check)
+    collector = make((4,), (5,), horizon=4, check=check)
     rollout = collector.collect(Echo())
-    for a, b in zip(seen[0], (rollout.obs, rollout.reward, rollout.done), strict=True):
+    for a, b in zip(seen[0], (rollout.obs, rollout.reward, rollout.done, [0, 0]), strict=True):
         np.testing.assert_array_equal(a, b)
-    collector.collect(Echo())
-    assert len(seen) == 2
+    for _ in range(2):
+        collector.collect(Echo())
+    assert [length.tolist() for *_, length in seen[1:]] == [[-1, 4], [3, 2]]  # the steps that came before; a reset
 
 
 def test_a_refused_rollout_counts_for_nothing():
-    def check(obs, reward, done):
+    def check(obs, reward, done, length):
         raise ArithmeticError
 
     collector = make((3,), (5,), horizon=4, check=check)

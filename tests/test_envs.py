@@ -6,15 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+import typing
 from pathlib import Path
 from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium import spaces
 
+from rl_natgrad.config.schema import Env
 from rl_natgrad.envs import make as envs
 from rl_natgrad.envs.checks import Checks
+from rl_natgrad.envs.contract import Envs
 from rl_natgrad.envs.episode import episode_seed
 from rl_natgrad.envs.errors import EnvError, EnvSetupError
 
@@ -214,9 +218,9 @@ def test_a_restored_run_goes_on_bit_for_bit(opened, id, backend):
     e.reset()
     sent = actions(e, 230)
     play(e, sent[:173])
-    stored = e.snapshot()
+    stored = e.state()
     other = opened(id, backend, seed=5)
-    assert other.restore(stored)[1] == []
+    assert other.load(stored)[1] == []
     assert same(play(e, sent[173:]), play(other, sent[173:]))
 
 
@@ -225,8 +229,8 @@ def test_every_moment_can_be_restored(opened, backend):
     e, other = (opened("environments:Counting-v0", backend) for _ in range(2))
     e.reset()
     for a in actions(e, 12):
-        obs, differed = other.restore(e.snapshot())
-        assert differed == [] and (obs == e.restore(e.snapshot())[0]).all()
+        obs, differed = other.load(e.state())
+        assert differed == [] and (obs == e.load(e.state())[0]).all()
         assert same(play(e, [a]), play(other, [a]))
 
 
@@ -235,19 +239,33 @@ def test_private_randomness_is_noticed(opened, backend):
     e = opened("environments:Private-v0", backend)
     e.reset()
     play(e, actions(e, 4))
-    assert e.restore(e.snapshot())[1] == [0, 1, 2]
+    assert e.load(e.state())[1] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("backend", ["sync", "native"])
-def test_a_snapshot_of_other_environments_is_refused(opened, backend):
+def test_a_state_of_other_environments_is_refused(opened, backend):
     three, two = opened("CartPole-v1", backend, 3), opened("CartPole-v1", backend, 2)
     two.reset(), three.reset()
-    for wrong in (three.snapshot(), {"kind": "other"}):
-        with pytest.raises(ValueError, match="snapshot"):
-            two.restore(wrong)
+    for wrong in (three.state(), {"kind": "other"}):
+        with pytest.raises(ValueError, match="environments' state"):
+            two.load(wrong)
+
+
+@pytest.mark.parametrize(
+    "backend", ["sync", "native", "async", "split", pytest.param("envpool", marks=extra("envpool"))]
+)
+def test_every_backend_has_all_of_the_contract(opened, backend):
+    e = opened("CartPole-v1", backend)
+    assert {*Envs.__annotations__, *(name for name in vars(Envs) if name[0] != "_")} <= set(dir(e))
+    assert (e.backend, e.num_envs, e.restorable, e.note) == (backend, 3, backend != "envpool", None)
+    assert e.raw_observation_space.shape == (4,) and e.raw_action_space == spaces.Discrete(2)
 
 
 # Choosing
+
+
+def test_the_configuration_knows_the_same_backends():
+    assert set(typing.get_args(Env.model_fields["backend"].annotation)) == set(envs.BACKENDS)
 
 
 def test_auto_never_depends_on_extras_and_can_be_restored(opened):
@@ -346,7 +364,7 @@ def misbehave(how, backend, timeout=60.0):
                 rows.append(tuple(x.copy() for x in e.step(a)))
                 obs.append(rows[-1][0])
             reward, ends = np.stack([r[1] for r in rows]), np.stack([r[2] | r[3] for r in rows])
-            Checks("Misbehaving-v0", e.observation_space, 3)(np.stack(obs), reward, ends)
+            Checks("Misbehaving-v0", e.observation_space)(np.stack(obs), reward, ends, np.zeros(3, int))
         return str(error.value)
     finally:
         e.close()

@@ -14,8 +14,8 @@ LAYERS = {
     "optim": {"torch"},
     "policy": {"torch", "numpy", "gymnasium", "optim.linearization"},
     "envs": {"numpy", "gymnasium", "envpool", "ale_py", "mujoco"},
-    "rollout": {"torch", "numpy"},
     "algos": {"torch", "numpy", "optim", "policy", "rollout.normalize"},
+    "rollout": {"torch", "numpy", "envs.contract"},  # the contract: only a type
     "run": {"torch", "numpy", "rich", "safetensors", "tensorboard"},
 }
 MODULES = {path: ".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py")}

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl_natgrad.rollout.normalize import ObservationNormalizer, RunningMoments
+from rl_natgrad.rollout.normalize import ObservationNormalizer, RunningMoments, Unchanged
 
 
 def after(batches, shape=(3,)):
@@ -66,6 +66,27 @@ def test_images_and_scalars_have_moments_too():
         moments = after([x[:10], x[10:]], shape)
         np.testing.assert_allclose(moments.mean, x.mean(0))
         np.testing.assert_allclose(moments.std, x.std(0))
+
+
+def test_scalar_moments_can_be_saved_and_go_on():
+    x = np.random.default_rng(7).normal(5, 3, 60)
+    a, b = after([x[:20], x[20:40]], ()), RunningMoments(())
+    state = a.state()
+    assert all(isinstance(value, np.ndarray) and value.shape == () for value in state.values())
+    b.load(state)
+    for moments in (a, b):
+        moments.update(x[40:])
+        np.testing.assert_allclose([moments.count, moments.mean, moments.std], [60, x.mean(), x.std()], rtol=1e-12)
+    assert state["count"] == 40 and state["mean"] != a.mean
+
+
+def test_unchanged_stands_in_for_a_normaliser():
+    observe, x = Unchanged(), np.ones((2, 3))
+    observe.update(x)
+    observe.load(observe.state())
+    assert observe(x) is x and observe.state() == {}
+    with pytest.raises(ValueError, match="observe holds count, mean, m2; observations are not normalised"):
+        observe.load(ObservationNormalizer((3,)).state())
 
 
 def test_normaliser_centres_scales_and_clips():

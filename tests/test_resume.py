@@ -181,7 +181,7 @@ def test_going_on_from_an_older_checkpoint_drops_what_came_after(monkeypatch, tm
     last = int(checkpoints(path)[-1].stem)
     leftover = path / "checkpoints" / ".00000012.safetensors.77.tmp"
     leftover.write_bytes(b"half")
-    monkeypatch.setattr(resume.Run, "go", lambda self: 5)
+    monkeypatch.setattr(resume.Loop, "go", lambda self: 5)
     assert run(monkeypatch, f"resume={path}/checkpoints/00000007.safetensors") == 5
     assert [int(file.stem) for file in checkpoints(path)] == list(range(1, 8))
     assert [row["update"] for row in read_rows(path)] == list(range(1, 8))

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl_natgrad.rollout.returns import gae, monte_carlo
+from rl_natgrad.rollout.collector import Rollout
+from rl_natgrad.rollout.returns import estimate_gae, estimate_monte_carlo, gae, monte_carlo
 
 
 def column(*numbers):
@@ -157,3 +158,22 @@ def test_environments_do_not_mix():
         G1, known1 = monte_carlo(reward[:, one], done[:, one], gamma=0.9)
         np.testing.assert_array_equal(G[:, one], G1)
         np.testing.assert_array_equal(known[:, one], known1)
+
+
+def two_episodes():
+    """A step from V = 3 to a time limit at V = 5, a reset, a step that terminates, a reset, a step cut off."""
+    terminated, done = flags(0, 0, 1, 0, 0), flags(1, 0, 1, 0, 0)
+    obs, none = column(3, 5, 9, 7, 2, 4), np.zeros((5, 1))
+    rollout = Rollout(obs, none, column(1, 0, 2, 0, 6), terminated, done, flags(1, 0, 1, 0, 1), [1.0, 2.0], [1, 1])
+    return rollout, obs
+
+
+def test_estimates_by_hand():
+    rollout, value = two_episodes()
+    adv, ret, known = estimate_gae(rollout, value, gamma=0.5, lam=0.9)
+    assert known.ravel().tolist() == [True, False, True, False, True]
+    assert adv[known].tolist() == [1 + 5 / 2 - 3, 2 - 9, 6 + 4 / 2 - 2]
+    assert ret[known].tolist() == [1 + 5 / 2, 2, 6 + 4 / 2]
+    adv, ret, known = estimate_monte_carlo(rollout, value, gamma=0.5)
+    assert known.ravel().tolist() == [True, False, True, False, False]  # the last episode's return is not known
+    assert adv[known].tolist() == ret[known].tolist() == [1, 2]

@@ -12,7 +12,7 @@ import torch
 from rl_natgrad.algos.critic import NoCritic
 from rl_natgrad.algos.problem import Problem
 from rl_natgrad.config import compose
-from rl_natgrad.envs.make import EnvError
+from rl_natgrad.envs.errors import EnvError
 from rl_natgrad.optim import fisher as fishers
 from rl_natgrad.rollout.collector import Rollout
 from rl_natgrad.rollout.returns import Estimate

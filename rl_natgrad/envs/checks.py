@@ -18,11 +18,10 @@ class Checks:
     """Raises EnvError, naming environment, step and field, where a rollout is not finite or not in its space.
 
     Two reductions over time per field find whether; only then it is looked up where.
-    length (B,): steps since the reset at the last rollout's end, so that steps are those of the episode.
     """
 
-    def __init__(self, id: str, space: spaces.Box, num_envs: int) -> None:
-        self.id, self.length = id, np.zeros(num_envs, np.int64)
+    def __init__(self, id: str, space: spaces.Box) -> None:
+        self.id = id
         low, high = space.low.astype(np.float64), space.high.astype(np.float64)
         if id.rpartition(":")[2].startswith(NOMINAL):
             low, high = np.full_like(low, -np.inf), np.full_like(high, np.inf)
@@ -33,27 +32,20 @@ class Checks:
         self.low = np.maximum(low - ROUNDING * np.maximum(1.0, abs(low)), -most)
         self.high = np.minimum(high + ROUNDING * np.maximum(1.0, abs(high)), most)
 
-    def __call__(self, obs: NDArray, reward: NDArray, done: NDArray) -> None:
-        """obs (T+1, B, *O), reward (T, B), done (T, B)."""
+    def __call__(self, obs: NDArray, reward: NDArray, done: NDArray, length: NDArray) -> None:
+        """See `rollout.collector.Check`."""
         if not np.isfinite(reward).all():
             t, i = np.argwhere(~np.isfinite(reward))[0]
-            raise self._error(t, i, done, f"reward is {reward[t, i]}")
+            raise self._error(t, i, done, length, f"reward is {reward[t, i]}")
         # NaN fails every comparison, and min and max keep it.
         if not self.any_byte and not ((obs.min((0, 1)) >= self.low) & (obs.max((0, 1)) <= self.high)).all():
             t, i, *k = np.argwhere(~((obs >= self.low) & (obs <= self.high)))[0]
             value, (low, high) = obs[(t, i, *k)], (bound[tuple(k)] for bound in self.bounds)
             what = f"observation[{', '.join(map(str, k))}] is {value:.7g}"
             outside = f", outside its space's [{low:.6g}, {high:.6g}]" if np.isfinite(value) else ""
-            raise self._error(t - 1, i, done, what + outside)
-        self._advance(done)
+            raise self._error(t - 1, i, done, length, what + outside)
 
-    def _advance(self, done: NDArray) -> None:
-        T = len(done)
-        last = np.where(done.any(0), T - 1 - done[::-1].argmax(0), -1)  # the row of the last end
-        # The row after an end is the reset, step 0; an end in the last row leaves −1 for it.
-        self.length = np.where(last >= 0, T - 2 - last, self.length + T)
-
-    def _error(self, t: int, i: int, done: NDArray, what: str) -> EnvError:
+    def _error(self, t: int, i: int, done: NDArray, length: NDArray, what: str) -> EnvError:
         ends = np.flatnonzero(done[: max(t, 0), i])
-        step = t - ends[-1] - 1 if len(ends) else self.length[i] + t + 1
+        step = t - ends[-1] - 1 if len(ends) else length[i] + t + 1  # the row after an end is the reset, step 0
         return EnvError(f"{self.id}, environment {i}, step {step}: {what}")

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from numpy.typing import NDArray
 
+from rl_natgrad.envs.contract import Rows
+from rl_natgrad.envs.cores import cores
 from rl_natgrad.envs.episode import episode_seed
 from rl_natgrad.envs.errors import EnvError, EnvSetupError, one_line
-from rl_natgrad.envs.spaces import ObservationMap, action_map
+from rl_natgrad.envs.spaces import ObservationMap, WithSpaces
 
 
-class EnvpoolEnvs:
-    """See `make.Envs` for the contract. Episodes after the first of each environment depend on history."""
+class EnvpoolEnvs(WithSpaces):
+    """See `contract.Envs`. Episodes after the first of each environment depend on history."""
 
     backend, restorable = "envpool", False
 
@@ -26,7 +28,6 @@ class EnvpoolEnvs:
         except ImportError as error:
             line = 'env.backend=envpool needs an extra: pip install "rl-natgrad[envpool]"'
             raise EnvSetupError(line) from error
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # float64 bounds rounded to float32, for each environment
             try:
@@ -34,21 +35,20 @@ class EnvpoolEnvs:
                     id.removeprefix("ALE/"),
                     env_type="gymnasium",
                     num_envs=num_envs,
-                    num_threads=min(num_envs, threads),
+                    num_threads=min(num_envs, cores()),
                     env_seed=[episode_seed(seed, i, 0) for i in range(num_envs)],
                     **kwargs,
                 )
             except Exception as error:
                 raise EnvSetupError(f"{id} on envpool: {one_line(error)}") from error
-            raw, self.raw_action_space = self.env.observation_space, self.env.action_space
-        if isinstance(raw, spaces.Box) and raw.dtype.kind == "f":
-            raw = spaces.Box(-np.inf, np.inf, raw.shape, raw.dtype)  # envpool's own bounds are often wrong
+            raw, action = self.env.observation_space, self.env.action_space
         if not isinstance(raw, spaces.Box):
             raise EnvSetupError(f"observation space {raw} is not supported on envpool; use env.backend=sync")
-        observation = ObservationMap(raw)
-        self.rows, self.axes = observation.space.shape, observation.axes
-        self.observation_space, self.note = observation.space, observation.note
-        self.action_space, self.to_env = action_map(self.raw_action_space)
+        # envpool's own bounds are often wrong
+        right = spaces.Box(-np.inf, np.inf, raw.shape, raw.dtype) if raw.dtype.kind == "f" else raw
+        super().__init__(right, action)
+        self.raw_observation_space = raw
+        self.rows, self.axes = self.observation_space.shape, ObservationMap(right).axes
         # envpool's own step() spends 40 to 80 µs in Python around these two calls into C++, a third of a step of
         # 8 HalfCheetahs; its version is pinned.
         keys = self.env._state_keys
@@ -59,10 +59,12 @@ class EnvpoolEnvs:
         self.ids = [known[key] for key in self.env._spec._action_keys[:-1]]
         self.action_dtype = self.env._spec._action_spec[-1][0]
 
-    def reset(self) -> np.ndarray:
+    def reset(self) -> NDArray:
+        """The first observations (B, *O)."""
         return self._see(self.env.reset()[0])
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def step(self, action: NDArray) -> Rows:
+        """What comes of action (B, *A)."""
         try:
             self.env._send([*self.ids, self.to_env(action).astype(self.action_dtype, order="C", copy=False)])
             state = self.env._recv()
@@ -71,16 +73,19 @@ class EnvpoolEnvs:
         obs, reward, done, truncated = (state[i] for i in self.fields)
         return self._see(obs), reward.astype(np.float64), done & ~truncated, truncated
 
-    def _see(self, obs: np.ndarray) -> np.ndarray:
+    def _see(self, obs: NDArray) -> NDArray:
         if self.axes is not None:
             return obs.transpose(0, *(1 + axis for axis in self.axes))
         return obs.reshape(self.num_envs, *self.rows).astype(np.float32)
 
-    def snapshot(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
+        """Raises NotImplementedError: envpool has no way to."""
         raise NotImplementedError("envpool cannot save its environments' state")
 
-    def restore(self, snapshot: dict[str, Any]) -> tuple[np.ndarray, list[int]]:
-        raise NotImplementedError("envpool cannot restore its environments' state")
+    def load(self, state: dict[str, Any]) -> tuple[NDArray, list[int]]:
+        """Raises NotImplementedError: envpool has no way to."""
+        raise NotImplementedError("envpool cannot load its environments' state")
 
     def close(self) -> None:
+        """Ends the environments."""
         self.env.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,10 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, OrderEnforcing, TimeLimit
+from numpy.typing import NDArray
 
 from rl_natgrad.envs.errors import EnvError, one_line
+from rl_natgrad.envs.positions import Positions
 from rl_natgrad.envs.spaces import ObservationMap, brief
 
 REAL = frozenset((float, int, np.float64, np.float32, np.int64, np.int32))
@@ -51,7 +54,8 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a worker, which so needs no registration; ValueError where that cannot be."""
-        spec, entry = self.spec, self.spec.entry_point
+        spec = self.spec
+        entry: Any = spec.entry_point
         if not isinstance(entry, str):
             module, name = entry.__module__, entry.__qualname__
             if module == "__main__" or "<" in name:
@@ -91,7 +95,7 @@ class Episode:
         world = type(getattr(self.env.unwrapped, "world", None))
         self.remembers = world.__module__.startswith("Box2D")
 
-    def reset(self, out: np.ndarray) -> None:
+    def reset(self, out: NDArray) -> None:
         """Begins the next episode; its first observation goes into `out`."""
         if self.remembers and self.number >= 0:
             self._build()  # the order of contacts in a used Box2D world depends on past episodes
@@ -111,9 +115,10 @@ class Episode:
         except EnvError as error:
             raise self.error(f"reset: {error}") from error
 
-    def step(self, action: Any, out: np.ndarray) -> float:
+    def step(self, action: Any, out: NDArray) -> float:
         """One step: its reward; the observation goes into `out`, the end into terminated, truncated, done."""
         self.actions.append(action)
+        result: Any
         try:
             result = self.env.step(action)
         except EnvError:
@@ -143,7 +148,12 @@ class Episode:
         self.terminated, self.truncated = bool(terminated), bool(truncated) or len(self.actions) >= self.limit
         self.done = self.terminated or self.truncated
 
-    def replay(self, number: int, actions: Iterable[Any], out: np.ndarray) -> None:
+    def sent(self) -> NDArray:
+        """The actions since the reset, (length, *A) in the environment's own space."""
+        space = self.env.action_space
+        return np.array(self.actions, space.dtype).reshape(-1, *(space.shape or ()))
+
+    def replay(self, number: int, actions: Iterable[Any], out: NDArray) -> None:
         """Brings a fresh environment to where episode `number` was after `actions`."""
         self.close()
         self._build()
@@ -158,6 +168,7 @@ class Episode:
         return EnvError(f"{where}: {message}")
 
     def close(self) -> None:
+        """Ends the environment."""
         self.env.close()
 
     def _real(self, reward: Any) -> float:
@@ -170,10 +181,10 @@ class Episode:
 @contextlib.contextmanager
 def _no_model_warnings(spec: EnvSpec) -> Iterator[None]:
     """Gymnasium's own models make MuJoCo 4 warn, once per environment, and start a MUJOCO_LOG.TXT here."""
-    mujoco = None
+    mujoco: Any = None
     if str(spec.entry_point).startswith("gymnasium.envs.mujoco"):
         with contextlib.suppress(ImportError):
-            import mujoco
+            mujoco = importlib.import_module("mujoco")
     if mujoco is None:
         yield
         return
@@ -198,7 +209,7 @@ class Episodes:
         self.all = [Episode(recipe, i) for i in indices]
         self.indices = indices
 
-    def attach(self, obs: np.ndarray, *into: np.ndarray) -> None:
+    def attach(self, obs: NDArray, *into: NDArray) -> None:
         """Where results go: obs (B, *O), reward, terminated, truncated (B,); at[0]: who is stepped."""
         self.reward, self.terminated, self.truncated, self.at = into
         self.rows = list(obs)
@@ -209,11 +220,12 @@ class Episodes:
         return self.all[self.at[0] - self.indices.start]
 
     def reset(self) -> None:
+        """Begins the next episode of each."""
         for episode, row in zip(self.all, self.rows, strict=True):
             self.at[0] = episode.index
             episode.reset(row)
 
-    def step(self, actions: np.ndarray) -> None:
+    def step(self, actions: NDArray) -> None:
         """actions (B, …) in the environments' own space."""
         reward, terminated, truncated, at = self.reward, self.terminated, self.truncated, self.at
         terminated.fill(False)
@@ -228,19 +240,18 @@ class Episodes:
                 if episode.done:
                     terminated[i], truncated[i] = episode.terminated, episode.truncated
 
-    def replay(self, numbers: list[int], actions: list[np.ndarray]) -> None:
-        """Brings fresh environments to where those of `snapshot` were."""
-        for i, (episode, number, sent) in enumerate(zip(self.all, numbers, actions, strict=True)):
+    def state(self) -> Positions:
+        """Where each of them stands."""
+        return Positions([episode.number for episode in self.all], [episode.sent() for episode in self.all])
+
+    def load(self, positions: Positions) -> None:
+        """Brings fresh environments to there."""
+        for i, (episode, number, sent) in enumerate(zip(self.all, *positions, strict=True)):
             self.at[0] = episode.index
             episode.replay(number, sent, self.rows[i])
             self.reward[i], self.terminated[i], self.truncated[i] = 0.0, episode.terminated, episode.truncated
 
-    def snapshot(self) -> tuple[list[int], list[np.ndarray]]:
-        """Episode numbers, and the actions since each reset."""
-        space = self.all[0].env.action_space
-        sent = [np.array(e.actions, space.dtype).reshape(-1, *space.shape) for e in self.all]
-        return [e.number for e in self.all], sent
-
     def close(self) -> None:
+        """Ends them all."""
         for episode in self.all:
             episode.close()

@@ -1,4 +1,4 @@
-"""Vector environments: one contract, whatever steps them."""
+"""From a configuration to vector environments: by name, or one line that says why not."""
 
 from __future__ import annotations
 
@@ -6,81 +6,77 @@ import importlib
 import os
 import re
 import sys
-from typing import Any, Protocol
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 import gymnasium as gym
-import numpy as np
-from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
+from rl_natgrad.envs.contract import Envs
 from rl_natgrad.envs.envpool import EnvpoolEnvs
 from rl_natgrad.envs.episode import Recipe
-from rl_natgrad.envs.errors import EnvError, EnvSetupError, one_line
+from rl_natgrad.envs.errors import EnvSetupError, one_line
 from rl_natgrad.envs.native import NATIVE, NativeEnvs
 from rl_natgrad.envs.sync import SyncEnvs
 from rl_natgrad.envs.workers import AsyncEnvs
 
-__all__ = ["EnvError", "EnvSetupError", "Envs", "make"]
-
-BACKENDS = ("auto", "sync", "async", "split", "native", "envpool")
-
-
-class Envs(Protocol):
-    """B environments stepped together.
-
-    The spaces are a single environment's, as a policy sees them: observations a float32 vector or a uint8
-    image (channels first), finite Box actions in [−1, 1].  NEXT_STEP: at an end the observation is the true
-    last one; the following row is a reset row, whose action is ignored, reward 0 and flags False.
-    Arrays returned may be overwritten by the next call.
-    """
-
-    backend: str  # sync, async, split, native or envpool
-    restorable: bool
-    note: str | None  # what was done to the observation, for the user
-    num_envs: int
-    observation_space: spaces.Box
-    action_space: spaces.Space
-
-    def reset(self) -> np.ndarray:
-        """The first observations (B, *O)."""
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """obs (B, *O), reward (B,) float64, terminated (B,), truncated (B,) after action (B, *A)."""
-
-    def snapshot(self) -> dict[str, Any]:
-        """Where every environment stands: numpy arrays, strings and numbers. Only where `restorable`."""
-
-    def restore(self, snapshot: dict[str, Any]) -> tuple[np.ndarray, list[int]]:
-        """Puts fresh environments there; their observations, and who did not come back to the same one."""
-
-    def close(self) -> None:
-        """Ends the environments and the processes they run in."""
+E = TypeVar("E", bound=Envs)
 
 
 def make(cfg: Any, num_envs: int, seed: int) -> Envs:
     """The environments that `cfg` (id, backend, allow_import, timeout, kwargs) asks for.
 
-    auto: native where dynamics and episode ends equal the scalar environment's, else sync. It never
-    depends on which extras are installed.  Raises EnvSetupError, one line, where they cannot be used at all.
+    Raises: EnvSetupError, one line, where they cannot be used at all.
     """
-    backend = cfg.backend
-    if backend not in BACKENDS:
-        raise EnvSetupError(f"env.backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
-    kwargs = dict(cfg.kwargs)
-    if backend == "envpool":
-        return EnvpoolEnvs(cfg.id, num_envs, seed, kwargs)
+    if cfg.backend not in BACKENDS:
+        raise EnvSetupError(f"env.backend must be one of {', '.join(BACKENDS)}; got {cfg.backend!r}")
+    return BACKENDS[cfg.backend](cfg, num_envs, seed)
+
+
+def auto(cfg: Any, num_envs: int, seed: int) -> Envs:
+    """native where dynamics and episode ends equal the scalar environment's, else sync; whatever is installed."""
+    return (native if _has_native(cfg) else sync)(cfg, num_envs, seed)
+
+
+def sync(cfg: Any, num_envs: int, seed: int) -> SyncEnvs:
+    """Environments in this process, where one can get at them."""
+    return _seeded(SyncEnvs, cfg, num_envs, seed)
+
+
+def workers(cfg: Any, num_envs: int, seed: int) -> AsyncEnvs:
+    """async or split: environments in worker processes, or in this one too."""
+    return _seeded(partial(AsyncEnvs, split=cfg.backend == "split"), cfg, num_envs, seed)
+
+
+def native(cfg: Any, num_envs: int, seed: int) -> NativeEnvs:
+    """Gymnasium's own vectorised environments."""
     spec = find(cfg.id, cfg.allow_import)
-    fits = cfg.id in NATIVE and kwargs.keys() <= NATIVE[cfg.id]
-    if backend == "native" and not fits:
+    if not _has_native(cfg):
         what = " with these env.kwargs" if cfg.id in NATIVE else ""
         raise EnvSetupError(f"{cfg.id} has no vectorised environment{what}; use env.backend=sync")
-    if backend == "native" or (backend == "auto" and fits):
-        return NativeEnvs(cfg.id, spec.max_episode_steps, num_envs, seed, kwargs)
-    recipe = Recipe(cfg.id, spec, kwargs, seed, cfg.timeout)
+    return NativeEnvs(cfg.id, spec.max_episode_steps or sys.maxsize, num_envs, seed, dict(cfg.kwargs))
+
+
+def envpool(cfg: Any, num_envs: int, seed: int) -> EnvpoolEnvs:
+    """C++ environments, which have ids of their own."""
+    return EnvpoolEnvs(cfg.id, num_envs, seed, dict(cfg.kwargs))
+
+
+BACKENDS: dict[str, Callable[[Any, int, int], Envs]] = {
+    "auto": auto, "sync": sync, "async": workers, "split": workers, "native": native, "envpool": envpool,
+}  # fmt: skip
+
+
+def _has_native(cfg: Any) -> bool:
+    return cfg.id in NATIVE and set(cfg.kwargs) <= NATIVE[cfg.id]
+
+
+def _seeded(kind: Callable[[Recipe, int], E], cfg: Any, num_envs: int, seed: int) -> E:
+    """Environments whose every reset is seeded; whatever goes wrong in making them is one line."""
+    recipe = Recipe(cfg.id, find(cfg.id, cfg.allow_import), dict(cfg.kwargs), seed, cfg.timeout)
     try:
-        if backend in ("async", "split"):
-            return AsyncEnvs(recipe, num_envs, split=backend == "split")
-        return SyncEnvs(recipe, num_envs)
+        return kind(recipe, num_envs)
     except EnvSetupError:
         raise
     except Exception as error:

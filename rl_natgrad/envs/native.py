@@ -6,68 +6,71 @@ import json
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
+from numpy.typing import NDArray
 
+from rl_natgrad.envs.contract import Rows
 from rl_natgrad.envs.errors import EnvError, one_line
-from rl_natgrad.envs.snapshot import expect
-from rl_natgrad.envs.spaces import ObservationMap, action_map
+from rl_natgrad.envs.positions import check_kind
+from rl_natgrad.envs.spaces import WithSpaces
 
 # The ids whose vectorised dynamics and episode ends equal the scalar environment's (tests/test_envs.py), and
 # the arguments both take. The JAX ones of Gymnasium do not qualify: they keep their state out of reach.
 NATIVE = {"CartPole-v0": {"sutton_barto_reward"}, "CartPole-v1": {"sutton_barto_reward"}}
+ARRAYS = ("state", "steps", "prev_done")  # where Gymnasium's environments stand
 
 
-class Unchecked:
+class Unchecked(spaces.Space):
     """A space that takes any action: heads sample whole numbers that are in it by construction, and asking
     Gymnasium's space each time takes a quarter of CartPole's whole step."""
 
-    @staticmethod
-    def contains(action: np.ndarray) -> bool:
+    def contains(self, x: Any) -> bool:
+        """True."""
         return True
 
 
-class NativeEnvs:
-    """See `make.Envs` for the contract."""
+class NativeEnvs(WithSpaces):
+    """See `contract.Envs`. Their episodes depend on how many there are."""
 
-    backend, restorable, note = "native", True, None
+    backend, restorable = "native", True
 
     def __init__(self, id: str, limit: int, num_envs: int, seed: int, kwargs: dict[str, Any]) -> None:
         self.id, self.num_envs, self.seed = id, num_envs, seed
         self.env = CartPoleVectorEnv(num_envs, limit, **kwargs)
-        self.observation_space = ObservationMap(self.env.single_observation_space).space
-        self.action_space, self.to_env = action_map(self.env.single_action_space)
+        super().__init__(self.env.single_observation_space, self.env.single_action_space)
         self.env.action_space = Unchecked()
 
-    def reset(self) -> np.ndarray:
+    def reset(self) -> NDArray:
+        """The first observations (B, *O)."""
         self.env.np_random = np.random.default_rng(np.random.SeedSequence([self.seed, self.num_envs]))
         return self.env.reset()[0]
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def step(self, action: NDArray) -> Rows:
+        """What comes of action (B, *A)."""
         try:
             obs, reward, terminated, truncated, _ = self.env.step(self.to_env(action))
         except Exception as error:
             raise EnvError(f"{self.id}, native environments: step raised {one_line(error)}") from error
         return obs, reward.astype(np.float64), terminated, truncated
 
-    def snapshot(self) -> dict[str, Any]:
-        return {
-            "kind": "CartPole",
-            "state": self.env.state.copy(),
-            "steps": self.env.steps.copy(),
-            "prev_done": self.env.prev_done.copy(),
-            "rng": json.dumps(self.env.np_random.bit_generator.state),
-        }
+    def state(self) -> dict[str, Any]:
+        """Gymnasium's own arrays, and the state of their generator as JSON."""
+        arrays = {name: vars(self.env)[name].copy() for name in ARRAYS}
+        return {"kind": "CartPole", **arrays, "rng": json.dumps(self.env.np_random.bit_generator.state)}
 
-    def restore(self, snapshot: dict[str, Any]) -> tuple[np.ndarray, list[int]]:
-        expect(snapshot, "CartPole")
+    def load(self, state: dict[str, Any]) -> tuple[NDArray, list[int]]:
+        """Puts the environments there; their observations. None ever comes back different."""
+        check_kind(state, "CartPole")
         self.reset()
-        for name in ("state", "steps", "prev_done"):
-            here, stored = getattr(self.env, name), snapshot[name]
-            if stored.shape != here.shape or stored.dtype != here.dtype:
-                raise ValueError(f"environment snapshot does not fit: {name} is {stored.shape}")
-            setattr(self.env, name, stored.copy())
-        self.env.np_random.bit_generator.state = json.loads(snapshot["rng"])
-        return self.env.state.T.astype(np.float32), []
+        own = vars(self.env)
+        for name in ARRAYS:
+            if state[name].shape != own[name].shape or state[name].dtype != own[name].dtype:
+                raise ValueError(f"the environments' state does not fit these: {name} is {state[name].shape}")
+            own[name] = state[name].copy()
+        self.env.np_random.bit_generator.state = json.loads(state["rng"])
+        return own["state"].T.astype(np.float32), []
 
     def close(self) -> None:
+        """Ends the environments."""
         self.env.close()

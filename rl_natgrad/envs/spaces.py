@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
+from numpy.typing import NDArray
 
 from rl_natgrad.envs.errors import EnvError, EnvSetupError
 
@@ -33,36 +34,35 @@ class ObservationMap:
     space: the Box the policy sees.  note: what was changed, for the user; None where nothing was.
     """
 
+    space: spaces.Box
+    note: str | None = None
+    axes: tuple[int, int, int] | None = None  # of an image, in the order the policy sees them
+
     def __init__(self, space: spaces.Space) -> None:
-        self.raw, self.note = space, None
         self.dtype, self.shape = space.dtype, space.shape
-        self.single = isinstance(space, spaces.Box)
-        self.vector = self.single and len(space.shape) == 1
-        if self.single and space.dtype == np.uint8 and len(space.shape) == 3:
-            self._image(space)
+        self.box = space if isinstance(space, spaces.Box) else None
+        self.vector = self.box is not None and len(self.box.shape) == 1
+        if self.box is not None and self.dtype == np.uint8 and len(self.box.shape) == 3:
+            self._image(self.box)
             return
-        self.axes = None
         self.leaves: list[Leaf] = []
         low, high = self._collect(space, "observation", ())
         self.space = spaces.Box(_float32(low), _float32(high), dtype=np.float32)
         if not self.vector:
             self.note = f"observation {space} is flattened to {self.space.shape[0]} numbers"
 
-    def _image(self, space: spaces.Box) -> None:
+    def _image(self, box: spaces.Box) -> None:
         # Colour last (height, width, 1|3|4) becomes colour first, which is what convolutions take.
-        last = space.shape[-1] in (1, 3, 4) and space.shape[0] not in (1, 3, 4)
+        last = box.shape[-1] in (1, 3, 4) and box.shape[0] not in (1, 3, 4)
         self.axes = (2, 0, 1) if last else (0, 1, 2)
-        low, high = (bound.transpose(self.axes) for bound in (space.low, space.high))
-        self.space = spaces.Box(low, high, dtype=np.uint8)
+        self.space = spaces.Box(box.low.transpose(self.axes), box.high.transpose(self.axes), dtype=np.uint8)
 
-    def _collect(self, space: spaces.Space, field: str, path: tuple) -> tuple[np.ndarray, np.ndarray]:
+    def _collect(self, space: spaces.Space, field: str, path: tuple) -> tuple[NDArray, NDArray]:
         """The flat bounds of `space`, whose leaves are appended in order."""
-        if isinstance(space, spaces.Tuple):
-            parts = [self._collect(s, f"{field}[{k}]", (*path, k)) for k, s in enumerate(space.spaces)]
-            return tuple(np.concatenate(bounds) for bounds in zip(*parts, strict=True))  # type: ignore[return-value]
-        if isinstance(space, spaces.Dict):
-            parts = [self._collect(s, f"{field}[{k!r}]", (*path, k)) for k, s in space.spaces.items()]
-            return tuple(np.concatenate(bounds) for bounds in zip(*parts, strict=True))  # type: ignore[return-value]
+        if isinstance(space, spaces.Tuple | spaces.Dict):
+            named = space.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+            lows, highs = zip(*(self._collect(s, f"{field}[{k!r}]", (*path, k)) for k, s in named), strict=True)
+            return np.concatenate(lows), np.concatenate(highs)
         if isinstance(space, spaces.Box):
             low, high = space.low.ravel(), space.high.ravel()
         elif isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
@@ -74,7 +74,7 @@ class ObservationMap:
         self.leaves.append(Leaf(field, path, space, slice(start, start + low.size)))
         return low, high
 
-    def write(self, observation: Any, out: np.ndarray) -> None:
+    def write(self, observation: Any, out: NDArray) -> None:
         """Writes one observation into its row; raises EnvError naming the field that is not in its space."""
         if (
             self.vector
@@ -84,15 +84,15 @@ class ObservationMap:
         ):  # what nearly every step is, told apart in 0.15 µs
             out[:] = observation
             return
-        if self.single:
-            observation = _as_box(observation, self.raw, "observation")
+        if self.box is not None:
+            observation = _as_box(observation, self.box, "observation")
             out[:] = observation.ravel() if self.axes is None else observation.transpose(self.axes)
             return
         for leaf in self.leaves:
             out[leaf.place] = _leaf_value(observation, leaf)
 
 
-def _leaf_value(observation: Any, leaf: Leaf) -> np.ndarray:
+def _leaf_value(observation: Any, leaf: Leaf) -> Any:
     part = observation
     for key in leaf.path:
         try:
@@ -106,7 +106,7 @@ def _leaf_value(observation: Any, leaf: Leaf) -> np.ndarray:
     return spaces.flatten(leaf.space, part)
 
 
-def _as_box(value: Any, space: spaces.Box, field: str) -> np.ndarray:
+def _as_box(value: Any, space: spaces.Box, field: str) -> NDArray:
     """`value` where its shape is the space's and its dtype casts safely to the space's: Gymnasium's rule."""
     if not isinstance(value, np.ndarray | np.generic):
         raise EnvError(f"{field} is {brief(value)}, expected a numpy array of shape {space.shape}")
@@ -123,12 +123,22 @@ def brief(value: Any) -> str:
     return f"{type(value).__name__} {text[:60]}"
 
 
-def _float32(bound: np.ndarray) -> np.ndarray:
+def _float32(bound: NDArray) -> NDArray:
     with np.errstate(over="ignore"):  # a float64 bound past float32's largest is no bound
         return bound.astype(np.float32)
 
 
-def action_map(space: spaces.Space) -> tuple[spaces.Space, Callable[[np.ndarray], np.ndarray]]:
+class WithSpaces:
+    """Environments whose own spaces are these: what `contract.Envs` says of spaces, and how actions get there."""
+
+    def __init__(self, observation: spaces.Space, action: spaces.Space) -> None:
+        seen = ObservationMap(observation)
+        self.raw_observation_space, self.raw_action_space = observation, action
+        self.observation_space, self.note = seen.space, seen.note
+        self.action_space, self.to_env = action_map(action)
+
+
+def action_map(space: spaces.Space) -> tuple[spaces.Space, Callable[[NDArray], NDArray]]:
     """The space the policy acts in, and the function from its actions (B, *A) to the environment's.
 
     Finite Box: a ↦ clip(low·(1 − c)/2 + high·(1 + c)/2, low, high), c = clip(a, −1, 1).  The second clip is
@@ -151,7 +161,7 @@ def action_map(space: spaces.Space) -> tuple[spaces.Space, Callable[[np.ndarray]
     raise EnvSetupError(f"action space {space} is not supported; supported: {ACTIONS}")
 
 
-def _box_actions(space: spaces.Box) -> tuple[spaces.Box, Callable[[np.ndarray], np.ndarray]]:
+def _box_actions(space: spaces.Box) -> tuple[spaces.Box, Callable[[NDArray], NDArray]]:
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     width = int(np.prod(space.shape))
     whole = np.issubdtype(space.dtype, np.integer)
@@ -159,7 +169,7 @@ def _box_actions(space: spaces.Box) -> tuple[spaces.Box, Callable[[np.ndarray], 
 
     symmetric = finite and np.array_equal(low, -high)  # high · clip(a) is exact at its ends
 
-    def to_env(action: np.ndarray) -> np.ndarray:
+    def to_env(action: NDArray) -> NDArray:
         action = action.reshape(-1, *space.shape)
         if finite:
             action = np.minimum(np.maximum(action, -1.0), 1.0)

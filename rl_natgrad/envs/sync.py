@@ -5,51 +5,54 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from rl_natgrad.envs.contract import Rows
 from rl_natgrad.envs.episode import Episodes, Recipe
-from rl_natgrad.envs.snapshot import differing, pack, unpack
-from rl_natgrad.envs.spaces import action_map
+from rl_natgrad.envs.positions import Positions, differing
+from rl_natgrad.envs.spaces import WithSpaces
 from rl_natgrad.envs.watchdog import Watchdog
 
 
-class SyncEnvs:
-    """See `make.Envs` for the contract. The arrays returned are overwritten by the next step."""
+class SyncEnvs(WithSpaces):
+    """See `contract.Envs`. The arrays returned are overwritten by the next step."""
 
     backend, restorable = "sync", True
 
     def __init__(self, recipe: Recipe, num_envs: int) -> None:
-        self.num_envs = num_envs
-        self.episodes = Episodes(recipe, range(num_envs))
-        first = self.episodes.all[0]
-        self.observation_space, self.note = first.observation.space, first.observation.note
-        self.raw_action_space = first.env.action_space
-        self.action_space, self.to_env = action_map(self.raw_action_space)
+        self.num_envs, self.episodes = num_envs, Episodes(recipe, range(num_envs))
+        env = self.episodes.all[0].env
+        super().__init__(env.observation_space, env.action_space)
         self.obs = np.zeros((num_envs, *self.observation_space.shape), self.observation_space.dtype)
         self.reward = np.zeros(num_envs)
-        self.terminated = np.zeros(num_envs, bool)
-        self.truncated = np.zeros(num_envs, bool)
+        self.terminated, self.truncated = np.zeros((2, num_envs), bool)
         self.episodes.attach(self.obs, self.reward, self.terminated, self.truncated, np.zeros(1, np.int64))
         self.watchdog = Watchdog(self.episodes, recipe.timeout)
 
-    def reset(self) -> np.ndarray:
+    def reset(self) -> NDArray:
+        """The first observations (B, *O)."""
         with self.watchdog:
             self.episodes.reset()
         return self.obs
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def step(self, action: NDArray) -> Rows:
+        """What comes of action (B, *A)."""
         with self.watchdog:
             self.episodes.step(self.to_env(action))
         return self.obs, self.reward, self.terminated, self.truncated
 
-    def snapshot(self) -> dict[str, Any]:
-        return pack(*self.episodes.snapshot(), self.obs)
+    def state(self) -> dict[str, Any]:
+        """Where every environment stands."""
+        return self.episodes.state().state(self.obs)
 
-    def restore(self, snapshot: dict[str, Any]) -> tuple[np.ndarray, list[int]]:
-        numbers, actions, obs = unpack(snapshot, self.num_envs, self.obs, self.raw_action_space)
+    def load(self, state: dict[str, Any]) -> tuple[NDArray, list[int]]:
+        """Replays fresh environments to there; their observations, and who came back different."""
+        positions = Positions.of(state, self.obs, self.raw_action_space)
         with self.watchdog:
-            self.episodes.replay(numbers, actions)
-        return self.obs, differing(self.obs, obs)
+            self.episodes.load(positions)
+        return self.obs, differing(self.obs, state["obs"])
 
     def close(self) -> None:
+        """Ends the environments and their watchdog."""
         self.watchdog.close()
         self.episodes.close()

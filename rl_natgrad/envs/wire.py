@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import select
 import socket
 import struct
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 HEADER = struct.Struct("<cQ")  # kind and size of a frame
 
@@ -21,9 +22,9 @@ SPIN = 1e-3  # seconds to wait awake: longer than a policy's forward pass, short
 Field = tuple[Sequence[int], str]  # shape and dtype of one shared array
 
 
-def memory_file(fields: list[Field]) -> int:
+def memory_file(fields: Sequence[Field]) -> int:
     """A descriptor of nameless memory for those arrays: nothing stays behind, whatever kills us."""
-    if hasattr(os, "memfd_create"):
+    if sys.platform == "linux":
         fd = os.memfd_create("rl_natgrad")
     else:
         with tempfile.TemporaryFile() as file:
@@ -32,9 +33,10 @@ def memory_file(fields: list[Field]) -> int:
     return fd
 
 
-def shared(fd: int, fields: list[Field]) -> list[np.ndarray]:
+def shared(fd: int, fields: Sequence[Field]) -> list[NDArray]:
     """The arrays over that memory."""
-    memory, start, views = mmap.mmap(fd, 0), 0, []
+    memory, start = mmap.mmap(fd, 0), 0
+    views: list[NDArray] = []
     for shape, dtype in fields:
         views.append(np.ndarray(tuple(shape), dtype, memory, start))
         start += _room((shape, dtype))
@@ -74,19 +76,3 @@ def _exactly(sock: socket.socket, size: int) -> bytes:
             raise EOFError
         parts += part
     return bytes(parts)
-
-
-def pack_positions(numbers: list[int], actions: list[np.ndarray]) -> bytes:
-    """Episode numbers and the actions since each reset: one line of JSON, then the actions' bytes."""
-    head = {"numbers": numbers, "lengths": [len(sent) for sent in actions]}
-    return json.dumps(head).encode() + b"\n" + b"".join(sent.tobytes() for sent in actions)
-
-
-def unpack_positions(
-    payload: bytes, shape: tuple[int, ...], dtype: np.dtype
-) -> tuple[list[int], list[np.ndarray]]:
-    """What `pack_positions` was given, for actions of that shape and dtype."""
-    head, _, body = payload.partition(b"\n")
-    positions = json.loads(head)
-    flat = np.frombuffer(body, dtype).reshape(-1, *shape)
-    return positions["numbers"], np.split(flat, np.cumsum(positions["lengths"])[:-1])

@@ -13,11 +13,12 @@ import sys
 import traceback
 from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
 from rl_natgrad.envs.episode import Episodes, Recipe
 from rl_natgrad.envs.errors import EnvError, one_line
-from rl_natgrad.envs.wire import pack_positions, ready_soon, receive, send, shared, unpack_positions
+from rl_natgrad.envs.positions import Positions
+from rl_natgrad.envs.wire import ready_soon, receive, send, shared
 
 PR_SET_PDEATHSIG = 1
 
@@ -57,7 +58,7 @@ def _die_with_parent(job: dict[str, Any]) -> None:
         os._exit(1)
 
 
-def _build(job: dict[str, Any]) -> tuple[Episodes, np.ndarray]:
+def _build(job: dict[str, Any]) -> tuple[Episodes, NDArray]:
     actions, obs, reward, terminated, truncated, at = shared(job["memory"], job["fields"])
     mine = slice(*job["indices"])
     episodes = Episodes(Recipe.from_dict(job["recipe"]), range(*job["indices"]))
@@ -65,16 +66,16 @@ def _build(job: dict[str, Any]) -> tuple[Episodes, np.ndarray]:
     return episodes, actions[mine]
 
 
-def _serve(episodes: Episodes, actions: np.ndarray, kind: bytes, payload: bytes) -> bytes:
-    """One command: r reset, s step, n snapshot, p replay."""
+def _serve(episodes: Episodes, actions: NDArray, kind: bytes, payload: bytes) -> bytes:
+    """One command: r reset, s step, t state, l load."""
     if kind == b"s":
         episodes.step(actions.copy())  # the memory is written again before the next step; episodes keep these
     elif kind == b"r":
         episodes.reset()
-    elif kind == b"n":
-        return pack_positions(*episodes.snapshot())
-    elif kind == b"p":
-        episodes.replay(*unpack_positions(payload, actions.shape[1:], actions.dtype))
+    elif kind == b"t":
+        return episodes.state().encode()
+    elif kind == b"l":
+        episodes.load(Positions.decode(payload, actions))
     return b""
 
 

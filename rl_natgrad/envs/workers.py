@@ -16,22 +16,16 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from rl_natgrad.envs.contract import Rows
+from rl_natgrad.envs.cores import cores
 from rl_natgrad.envs.episode import Episodes, Recipe
 from rl_natgrad.envs.errors import EnvError
-from rl_natgrad.envs.snapshot import differing, pack, unpack
-from rl_natgrad.envs.spaces import ObservationMap, action_map
+from rl_natgrad.envs.positions import Positions, differing
+from rl_natgrad.envs.spaces import WithSpaces
 from rl_natgrad.envs.watchdog import Watchdog
-from rl_natgrad.envs.wire import (
-    SPIN,
-    memory_file,
-    pack_positions,
-    ready_soon,
-    receive,
-    send,
-    shared,
-    unpack_positions,
-)
+from rl_natgrad.envs.wire import SPIN, memory_file, ready_soon, receive, send, shared
 
 # A fresh interpreter and not a fork: no locks, threads or CUDA context of torch are inherited, `__main__` is
 # not imported again, and a worker needs a tenth of our memory.
@@ -47,8 +41,8 @@ class WorkerTraceback(Exception):
     """The traceback of an error inside a worker, as the cause of the EnvError it led to."""
 
 
-class AsyncEnvs:
-    """See `make.Envs` for the contract. The same transitions as `sync`, bit for bit.
+class AsyncEnvs(WithSpaces):
+    """See `contract.Envs`. The same transitions as `sync`, bit for bit.
 
     async: workers step all of them, one worker per core, and none of them can harm this process.
     split: this process steps its share too, and everybody waits for everybody with eyes open: a process that
@@ -60,13 +54,9 @@ class AsyncEnvs:
     def __init__(self, recipe: Recipe, num_envs: int, split: bool = False) -> None:
         self.recipe, self.num_envs, self.backend = recipe, num_envs, "split" if split else "async"
         probe = recipe.build()
-        observation = ObservationMap(probe.observation_space)
-        self.observation_space, self.note = observation.space, observation.note
-        self.raw_action_space = probe.action_space
-        self.action_space, self.to_env = action_map(probe.action_space)
+        super().__init__(probe.observation_space, probe.action_space)
         probe.close()
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        cuts = np.linspace(0, num_envs, min(num_envs, cores) + 1).astype(int).tolist()
+        cuts = np.linspace(0, num_envs, min(num_envs, cores()) + 1).astype(int).tolist()
         shares = list(itertools.pairwise(cuts))
         own, self.indices = (shares[0], shares[1:]) if split else ((0, 0), shares)
         self.own, self.spin = Episodes(recipe, range(*own)), SPIN if split else 0.0
@@ -76,18 +66,18 @@ class AsyncEnvs:
         self.number, self.length = np.full(num_envs, -1), np.zeros(num_envs, int)
         self.done = np.ones(num_envs, bool)
         try:
-            self._start(observation.space.shape, observation.space.dtype)
+            self._start()
         except BaseException:
             self._kill()
             if self.watchdog:
                 self.watchdog.close()
             raise
 
-    def _start(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        B, W, action = self.num_envs, len(self.indices), self.raw_action_space
+    def _start(self) -> None:
+        B, W, action, seen = self.num_envs, len(self.indices), self.raw_action_space, self.observation_space
         fields = [
-            ([B, *action.shape], action.dtype.str),
-            ([B, *shape], dtype.str),
+            ([B, *(action.shape or ())], np.dtype(action.dtype).str),
+            ([B, *seen.shape], seen.dtype.str),
             ([B], "<f8"),
             ([B], "|b1"),
             ([B], "|b1"),
@@ -123,13 +113,15 @@ class AsyncEnvs:
         self.sockets.append(ours)
         send(ours, b"j", json.dumps(job).encode())
 
-    def reset(self) -> np.ndarray:
+    def reset(self) -> NDArray:
+        """The first observations (B, *O)."""
         self._ask(b"r", "reset", self.own.reset)
         self.number += 1
         self.length[:], self.done[:] = 0, False
         return self.obs
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def step(self, action: NDArray) -> Rows:
+        """What comes of action (B, *A)."""
         self.actions[:] = self.to_env(action)
         self.number += self.done
         self.length += 1
@@ -139,28 +131,28 @@ class AsyncEnvs:
         self.done = self.terminated | self.truncated
         return self.obs, self.reward, self.terminated, self.truncated
 
-    def snapshot(self) -> dict[str, Any]:
-        space = self.raw_action_space
-        numbers, actions = self.own.snapshot() if self.own.all else ([], [])
-        for reply in self._ask(b"n", "snapshot"):
-            part = unpack_positions(reply, space.shape, space.dtype)
-            numbers += part[0]
-            actions += part[1]
-        return pack(numbers, actions, self.obs)
+    def state(self) -> dict[str, Any]:
+        """Where every environment stands."""
+        whole = self.own.state()
+        for reply in self._ask(b"t", "saving"):
+            part = Positions.decode(reply, self.actions)
+            whole.numbers.extend(part.numbers)
+            whole.actions.extend(part.actions)
+        return whole.state(self.obs)
 
-    def restore(self, snapshot: dict[str, Any]) -> tuple[np.ndarray, list[int]]:
-        numbers, actions, obs = unpack(snapshot, self.num_envs, self.obs, self.raw_action_space)
-        self.number, self.length = snapshot["episode"].copy(), snapshot["length"].copy()
-        parts, k = [pack_positions(numbers[a:b], actions[a:b]) for a, b in self.indices], len(self.own.all)
+    def load(self, state: dict[str, Any]) -> tuple[NDArray, list[int]]:
+        """Replays fresh environments to there; their observations, and who came back different."""
+        whole = Positions.of(state, self.obs, self.raw_action_space)
+        self.number, self.length = state["episode"].copy(), state["length"].copy()
+        mine, theirs = whole.part(0, len(self.own.all)), [whole.part(*share).encode() for share in self.indices]
         # A replay is many steps, each of which may take its time.
-        self._ask(
-            b"p", "replay", lambda: self.own.replay(numbers[:k], actions[:k]), parts,
-            patience=self.recipe.timeout * (1 + int(self.length.max())),
-        )  # fmt: skip
+        patience = self.recipe.timeout * (1 + int(self.length.max()))
+        self._ask(b"l", "replay", lambda: self.own.load(mine), theirs, patience)
         self.done = self.terminated | self.truncated
-        return self.obs, differing(self.obs, obs)
+        return self.obs, differing(self.obs, state["obs"])
 
     def close(self) -> None:
+        """Ends the environments and the workers; waits 2 s for each to go by itself."""
         if self.watchdog:
             self.watchdog.close()
         self.own.close()

@@ -1,5 +1,6 @@
 """A trained policy out of a run folder, which may come from anywhere: data is read, nothing in it is run."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from rl_natgrad.policy.policy import Policy
 from rl_natgrad.run.checkpoint import BEST, Checkpoints, fit, read, whole
 from rl_natgrad.run.records import RECORD, read_record
 from rl_natgrad.training import build
-from rl_natgrad.training.evaluation import scalar, streams
+from rl_natgrad.training.evaluation import streams
 
 
 class Spaces(NamedTuple):
@@ -86,11 +87,10 @@ def load(run: str | Path, *, checkpoint: str | int = "last", allow_import: bool 
         size = build.policy_size(cfg, seen, acts)
         fit(state.get("policy"), {"theta": torch.empty(size, device="meta")}, "policy")
         policy = build.build_policy(cfg, seen, acts, theta=state["policy"]["theta"].to(cfg.device))
-        learned = policy.observe.state()
-        fit(state.get("observe"), learned or (lambda node: node == {}), "observe")
+        fit(state.get("observe"), policy.observe.state(), "observe")
+        policy.observe.load(state["observe"])
     except (ValueError, RuntimeError) as error:  # the latter: torch, of a network that cannot be
         raise ValueError(f"{file} does not fit {path / RECORD}: {error}") from error
-    policy.observe.load(state["observe"])
     return Agent(cfg, raw, policy, state["update"], state["step"])
 
 
@@ -129,16 +129,10 @@ def _file(path: Path, which: str) -> Path:
 
 
 def _spaces(cfg: Config) -> Spaces:
-    env = scalar(cfg)
-    if env.backend in ("async", "split"):
-        env = env.model_copy(update={"backend": "sync"})
-    vector: Any = make(env, 1, 0)
-    try:
-        pooled = env.backend == "envpool"
-        raw = vector.env.observation_space if pooled else vector.episodes.all[0].observation.raw
-        return Spaces(raw, vector.raw_action_space)
-    finally:
-        vector.close()
+    """The environment's own, of one that is made for the purpose."""
+    backend = "envpool" if cfg.env.backend == "envpool" else "sync"
+    with closing(make(cfg.env.model_copy(update={"backend": backend}), 1, 0)) as envs:
+        return Spaces(envs.raw_observation_space, envs.raw_action_space)
 
 
 def _rank(obs: Any, space: spaces.Space) -> int:

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
 from rl_natgrad.config.schema import Config
 from rl_natgrad.envs.checks import Checks
 from rl_natgrad.envs.errors import EnvSetupError, one_line
-from rl_natgrad.envs.make import make
+from rl_natgrad.envs.make import sync
 from rl_natgrad.rollout.play import play
 from rl_natgrad.training.evaluation import streams
 
@@ -31,17 +32,17 @@ def record(cfg: Config, act: Callable[[NDArray], NDArray], file: Path) -> float:
     if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
         os.environ.setdefault("MUJOCO_GL", "egl")  # the defaults of MuJoCo and pygame need a display
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-    kwargs = cfg.env.kwargs | {"render_mode": "rgb_array"}
-    env = cfg.env.model_copy(update={"backend": "sync", "kwargs": kwargs})
-    vector: Any = make(env, 1, streams(cfg)[1])
+    env = cfg.env.model_copy(update={"kwargs": cfg.env.kwargs | {"render_mode": "rgb_array"}})
+    envs = sync(env, 1, streams(cfg)[1])
+    one = envs.episodes.all[0]
     draft = file.with_name(f".{file.stem}.{os.getpid()}.tmp.mp4")
     writer: Any = None
 
     def draw() -> None:
         nonlocal writer
-        frame = _frame(vector.episodes.all[0].env, cfg.env.id)
+        frame = _frame(one.env, cfg.env.id)
         if writer is None:
-            size, fps = frame.shape[1::-1], vector.episodes.all[0].env.metadata.get("render_fps") or 30
+            size, fps = frame.shape[1::-1], one.env.metadata.get("render_fps") or 30
             writer = FFMPEG_VideoWriter(str(draft), size, fps)
         writer.write_frame(frame)
 
@@ -50,7 +51,7 @@ def record(cfg: Config, act: Callable[[NDArray], NDArray], file: Path) -> float:
         return act(obs)
 
     try:
-        returns, _ = play(vector, act_and_draw, Checks(cfg.env.id, vector.observation_space, 1))
+        returns, _ = play(envs, act_and_draw, Checks(cfg.env.id, envs.observation_space))
         draw()
         process = writer.proc
         writer.close()
@@ -61,11 +62,11 @@ def record(cfg: Config, act: Callable[[NDArray], NDArray], file: Path) -> float:
         if writer is not None:
             writer.close()
         draft.unlink(missing_ok=True)
-        vector.close()
+        envs.close()
     return float(returns[0])
 
 
-def _frame(env, id: str) -> NDArray:
+def _frame(env: gym.Env, id: str) -> NDArray:
     """A picture of the environment now (H, W, 3), its sides made even, which the usual players need."""
     try:
         frame = env.render()

@@ -7,21 +7,26 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-
-class Envs(Protocol):
-    """What the collector needs of vector environments; see envs/make.py for the contract."""
-
-    num_envs: int
-
-    def reset(self) -> NDArray: ...
-    def step(self, action: NDArray) -> tuple[NDArray, NDArray, NDArray, NDArray]: ...
+from rl_natgrad.envs.contract import Envs
 
 
 class Actor(Protocol):
     """What the collector sees of a policy."""
 
-    def noise(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray: ...
-    def act(self, obs: NDArray, noise: NDArray) -> NDArray: ...
+    def noise(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray:
+        """The randomness of as many actions, (*shape, …)."""
+
+    def act(self, obs: NDArray, noise: NDArray) -> NDArray:
+        """Actions (B, *A) on observations (B, *O), with that randomness (B, …)."""
+
+
+Check = Callable[[NDArray, NDArray, NDArray, NDArray], None]
+"""Looks at obs (T+1, B, *O), reward (T, B) and done (T, B) before anything is learned from them, and raises where
+an environment misbehaved.  length (B,): steps of the episodes that go on in row 0, −1 where that is the reset."""
+
+
+def unchecked(obs: NDArray, reward: NDArray, done: NDArray, length: NDArray) -> None:
+    """A check that takes everything."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +56,13 @@ class Rollout:
 class Collector:
     """Steps `envs` with a policy, and keeps the place between one `collect()` and the next.
 
-    Args: horizon: T.  rng: of the actions' noise.  check: called with obs (T+1, B, *O), reward and done
-          (T, B) before anything is learned from them; raises where an environment misbehaved.
+    Args: horizon: T.  rng: of the actions' noise.
     """
 
     envs: Envs
     horizon: int
     rng: np.random.Generator
-    check: Callable[[NDArray, NDArray, NDArray], None] = lambda obs, reward, done: None
+    check: Check = unchecked
     obs: NDArray | None = field(default=None, init=False)  # (B, *O), where the next rollout starts
     prev_done: NDArray = field(init=False)  # (B,) bool: the next row is a reset
     episode_return: NDArray = field(init=False)  # (B,) so far
@@ -72,19 +76,19 @@ class Collector:
     def collect(self, policy: Actor) -> Rollout:
         """T rows from each environment. The arrays belong to the caller."""
         T, B = self.horizon, self.envs.num_envs
-        self._begin()
+        first, step, act = self._first(), self.envs.step, policy.act
         noise = policy.noise(self.rng, (T, B))
-        obs = np.empty((T + 1, *self.obs.shape), self.obs.dtype)
+        obs = np.empty((T + 1, *first.shape), first.dtype)
         reward, terminated, truncated = np.empty((T, B)), np.empty((T, B), bool), np.empty((T, B), bool)
-        obs[0], action, step, act = self.obs, None, self.envs.step, policy.act
+        obs[0] = first
         for t in range(T):
             a = act(obs[t], noise[t])
-            if action is None:
+            if t == 0:
                 action = np.empty((T, *a.shape), a.dtype)
             action[t] = a
             obs[t + 1], reward[t], terminated[t], truncated[t] = step(a)
         done = terminated | truncated
-        self.check(obs, reward, done)
+        self.check(obs, reward, done, np.where(self.prev_done, -1, self.episode_length))
         valid = ~np.concatenate([self.prev_done[None], done[:-1]])
         returns, lengths = self._episodes(reward, done, valid)
         self.obs, self.prev_done = obs[T].copy(), done[-1].copy()
@@ -95,7 +99,8 @@ class Collector:
         sums = self.episode_return + np.cumsum(np.where(valid, reward, 0.0), 0)
         counts = self.episode_length + np.cumsum(valid, 0)
         ends = np.argwhere(done)
-        before = {}  # environment → sum and count at its last end, which were not reset in the running sums
+        # environment → sum and count at its last end, which were not reset in the running sums
+        before: dict[int, tuple[float, int]] = {}
         returns, lengths = [], []
         for t, i in ends:
             s, n = before.get(i, (0.0, 0))
@@ -108,21 +113,23 @@ class Collector:
             self.episode_length[i] -= n
         return returns, lengths
 
-    def _begin(self) -> None:
+    def _first(self) -> NDArray:
+        """Where the next rollout starts; the first one resets the environments."""
         if self.obs is None:
             self.obs = self.envs.reset().copy()
+        return self.obs
 
     def state(self) -> dict[str, NDArray]:
-        """What a later `load` needs besides the environments' own snapshot (ask for that one after this) and
+        """What a later `load` needs besides the environments' own state (ask for that one after this) and
         the generator's state."""
-        self._begin()
         return {
-            "obs": self.obs,
+            "obs": self._first(),
             "prev_done": self.prev_done,
             "episode_return": self.episode_return,
             "episode_length": self.episode_length,
         }
 
     def load(self, state: dict[str, NDArray]) -> None:
+        """Goes on from what `state` gave."""
         for name in ("obs", "prev_done", "episode_return", "episode_length"):
             setattr(self, name, state[name].copy())

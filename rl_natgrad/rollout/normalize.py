@@ -29,8 +29,9 @@ class RunningMoments:
         x = x.astype(np.float64)
         mean = x.mean(0)
         total, shift = self.count + len(x), mean - self.mean
-        self.m2 = self.m2 + ((x - mean) ** 2).sum(0) + shift**2 * (self.count * len(x) / total)
-        self.mean = self.mean + shift * (len(x) / total)
+        m2 = self.m2 + ((x - mean) ** 2).sum(0) + shift**2 * (self.count * len(x) / total)
+        # arrays also of shape (), of which arithmetic makes numbers: what is saved keeps its kind
+        self.m2, self.mean = np.asarray(m2), np.asarray(self.mean + shift * (len(x) / total))
         self.count = total
 
     @property
@@ -42,9 +43,11 @@ class RunningMoments:
         return np.where(std > 1e-8, std, 1.0)
 
     def state(self) -> dict[str, NDArray]:
+        """count (), mean (*S) and m2 (*S), the sum of squared deviations."""
         return {"count": np.array(self.count), "mean": self.mean, "m2": self.m2}
 
     def load(self, state: dict[str, NDArray]) -> None:
+        """Goes on from what `state` gave."""
         self.count, self.mean, self.m2 = float(state["count"]), state["mean"].copy(), state["m2"].copy()
 
 
@@ -60,6 +63,7 @@ class ObservationNormalizer:
         self._freeze()
 
     def __call__(self, obs: NDArray) -> NDArray:
+        """The observations (B, *S) in float32, in an array of their own."""
         out = obs - self._mean
         out *= self._scale
         # np.clip costs twice as much on the few numbers of one step
@@ -71,9 +75,11 @@ class ObservationNormalizer:
         self._freeze()
 
     def state(self) -> dict[str, NDArray]:
+        """The moments."""
         return self.moments.state()
 
     def load(self, state: dict[str, NDArray]) -> None:
+        """Goes on from what `state` gave."""
         self.moments.load(state)
         self._freeze()
 
@@ -83,10 +89,10 @@ class ObservationNormalizer:
 
 
 class Unchanged:
-    """Observations as they are, where an ObservationNormalizer could be."""
+    """An ObservationNormalizer that does nothing, for images and for those who want none."""
 
     def __call__(self, obs: NDArray) -> NDArray:
-        """obs itself."""
+        """The observations themselves."""
         return obs
 
     def update(self, obs: NDArray) -> None:
@@ -97,4 +103,6 @@ class Unchanged:
         return {}
 
     def load(self, state: dict[str, NDArray]) -> None:
-        """Nothing to do."""
+        """Goes on from nothing. Raises: ValueError where there is something."""
+        if state:
+            raise ValueError(f"observe holds {', '.join(map(str, state))[:60]}; observations are not normalised")

@@ -5,29 +5,33 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from rl_natgrad.envs.contract import Envs
+from rl_natgrad.rollout.collector import Check, unchecked
+
 LIMIT = 108_000  # steps of an episode in an environment without a time limit: the longest that Gymnasium sets
 
 
 def play(
-    envs,
+    envs: Envs,
     act: Callable[[NDArray], NDArray],
-    check: Callable[[NDArray, NDArray, NDArray], None] = lambda obs, reward, done: None,
+    check: Check = unchecked,
     *,
     limit: int = LIMIT,
 ) -> tuple[NDArray, NDArray]:
     """The first episode of each environment: as many episodes, whatever their lengths, so none is favoured.
 
-    Args:    act: observations (B, *O) ↦ actions (B, *A).  check: sees obs (2, B, *O), reward (1, B), done (1, B)
-             of each step.  limit: an episode that goes on for longer counts as far as it got.
+    Args:    act: observations (B, *O) ↦ actions (B, *A).  check: sees each step as a rollout of one row.
+             limit: an episode that goes on for longer counts as far as it got.
     Returns: undiscounted returns (B,) float64, lengths (B,) int64.
     """
     obs, open_ = envs.reset(), np.ones(envs.num_envs, bool)
-    returns, lengths = np.zeros(envs.num_envs), np.zeros(envs.num_envs, np.int64)
+    returns, lengths, length = np.zeros(envs.num_envs), *np.zeros((2, envs.num_envs), np.int64)
     while open_.any() and lengths.max() < limit:
         before = obs.copy()  # the environments write into their arrays
         obs, reward, terminated, truncated = envs.step(act(before))
         done = terminated | truncated
-        check(np.stack((before, obs)), reward[None], done[None])
+        check(np.stack((before, obs)), reward[None], done[None], length)
+        length = np.where(done, -1, length + 1)
         returns[open_] += reward[open_]
         lengths[open_] += 1
         open_ &= ~done

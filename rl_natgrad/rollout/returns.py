@@ -8,6 +8,26 @@ from numpy.typing import NDArray
 from rl_natgrad.rollout.collector import Rollout
 
 
+class Estimate(NamedTuple):
+    """What a rollout says of each of its rows, (T, B); float64."""
+
+    adv: NDArray  # the advantage of its action
+    ret: NDArray  # what V is regressed on
+    known: NDArray  # bool: a step of an episode, of which the two can be told; other rows hold nothing of use
+
+
+def estimate_gae(rollout: Rollout, value: NDArray, *, gamma: float, lam: float) -> Estimate:
+    """Generalised advantages A, and V + A; value (T+1, B): V(obs). Every step is known."""
+    adv = gae(rollout.reward, value, rollout.terminated, rollout.done, gamma=gamma, lam=lam)
+    return Estimate(adv, adv + value[:-1], rollout.valid)
+
+
+def estimate_monte_carlo(rollout: Rollout, value: NDArray, *, gamma: float) -> Estimate:
+    """The return to the episode's end, which is its own advantage (V has no part). Known where that end is."""
+    G, known = monte_carlo(rollout.reward, rollout.done, gamma=gamma)
+    return Estimate(G, G, rollout.valid & known)
+
+
 def gae(
     reward: NDArray, value: NDArray, terminated: NDArray, done: NDArray, *, gamma: float, lam: float
 ) -> NDArray:
@@ -43,23 +63,3 @@ def monte_carlo(reward: NDArray, done: NDArray, *, gamma: float) -> tuple[NDArra
     G = gae(reward, zeros, done, done, gamma=gamma, lam=1.0)
     known = np.logical_or.accumulate(done[::-1], 0)[::-1]
     return G, known
-
-
-class Estimate(NamedTuple):
-    """What a rollout says of its steps, (T, B) each: advantages, returns to regress V on, and which are known."""
-
-    adv: NDArray
-    ret: NDArray
-    known: NDArray
-
-
-def gae_estimate(rollout: Rollout, value: NDArray, *, gamma: float, lam: float) -> Estimate:
-    """Generalised advantages A, and A + V, of every step; value (T+1, B): V(obs)."""
-    adv = gae(rollout.reward, value, rollout.terminated, rollout.done, gamma=gamma, lam=lam)
-    return Estimate(adv, adv + value[:-1], rollout.valid)
-
-
-def monte_carlo_estimate(rollout: Rollout, value: NDArray, *, gamma: float) -> Estimate:
-    """Discounted returns, of the steps whose episode ends within the rollout; no value is asked."""
-    G, known = monte_carlo(rollout.reward, rollout.done, gamma=gamma)
-    return Estimate(G, G, rollout.valid & known)

@@ -1,7 +1,6 @@
 """python -m rl_natgrad.train -m …: every job a process of its own, one table, nothing lost."""
 
 import contextlib
-import os
 import secrets
 import sys
 import time
@@ -12,6 +11,7 @@ from rl_natgrad.config.command import Command
 from rl_natgrad.config.command import Job as Asked
 from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.config.schema import Sweep as SweepKeys
+from rl_natgrad.envs.cores import cores
 from rl_natgrad.run.errors import say
 from rl_natgrad.run.files import write_json
 from rl_natgrad.run.folder import command_line
@@ -53,8 +53,7 @@ class Local:
     """Starts jobs on this machine, by default as many at once as there are cores for their threads."""
 
     def __init__(self, jobs: Sequence[Asked]):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.at_once = max(cores // max(job.config.torch_threads for job in jobs), 1)
+        self.at_once = max(cores() // max(job.config.torch_threads for job in jobs), 1)
 
     def start(self, words: list[str], log: Path) -> Process:
         return Process(words, log)

@@ -27,13 +27,13 @@ from rl_natgrad.policy.networks import Network, ValueNetwork, cnn
 from rl_natgrad.policy.policy import Policy, head_for, with_head
 from rl_natgrad.rollout.collector import Rollout
 from rl_natgrad.rollout.normalize import ObservationNormalizer, Unchanged
-from rl_natgrad.rollout.returns import Estimate, gae_estimate, monte_carlo_estimate
+from rl_natgrad.rollout.returns import Estimate, estimate_gae, estimate_monte_carlo
 
 ALGORITHMS: dict[str, tuple[Callable[..., Estimate], Callable[..., Any]]] = {
-    "reinforce": (monte_carlo_estimate, PG),
-    "pg": (gae_estimate, PG),
-    "npg": (gae_estimate, npg),
-    "trpo": (gae_estimate, trpo),
+    "reinforce": (estimate_monte_carlo, PG),
+    "pg": (estimate_gae, PG),
+    "npg": (estimate_gae, npg),
+    "trpo": (estimate_gae, trpo),
 }
 """How it estimates advantages, and how it learns from them."""
 

@@ -1,11 +1,12 @@
 """Evaluation episodes: seeds of their own, and the same ones in the training process as in any later one."""
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rl_natgrad.config.schema import Config
+from rl_natgrad.config.schema import Config, Env
 from rl_natgrad.envs.checks import Checks
 from rl_natgrad.envs.make import make
 from rl_natgrad.policy.policy import Policy
@@ -28,12 +29,9 @@ def evaluate(cfg: Config, policy: Policy, episodes: int | None = None, modes: Se
     rng, seed = streams(cfg)
     played = {}
     for mode in modes:
-        vector = make(scalar(cfg), episodes, seed)
-        try:
-            check = Checks(cfg.env.id, vector.observation_space, episodes)
-            played[mode] = play(vector, acting(policy, mode, rng), check)
-        finally:
-            vector.close()
+        with closing(make(scalar(cfg), episodes, seed)) as envs:
+            check = Checks(cfg.env.id, envs.observation_space)
+            played[mode] = play(envs, acting(policy, mode, rng), check)
     return played
 
 
@@ -61,7 +59,7 @@ def streams(cfg: Config) -> tuple[np.random.Generator, int]:
     return rng, int.from_bytes(rng.bytes(16), "little")  # far from the small numbers that training seeds are
 
 
-def scalar(cfg: Config):
-    """cfg.env with environments whose first episodes do not depend on how many there are."""
+def scalar(cfg: Config) -> Env:
+    """cfg.env, of environments whose first episodes do not depend on how many there are."""
     backend = "sync" if cfg.env.backend in ("auto", "native") else cfg.env.backend
     return cfg.env.model_copy(update={"backend": backend})

@@ -44,7 +44,7 @@ class Training:
             self.envs.close()
             raise
         self.fisher_rng = build.generator(cfg.seed, "fisher")
-        checks = Checks(cfg.env.id, self.envs.observation_space, cfg.num_envs)
+        checks = Checks(cfg.env.id, self.envs.observation_space)
         self.collector = Collector(self.envs, cfg.horizon, build.generator(cfg.seed, "actions"), checks)
 
     @np.errstate(over="ignore", invalid="ignore")  # the learners notice what is not finite, and say so

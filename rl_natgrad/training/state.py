@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from rl_natgrad.envs.make import Envs
+from rl_natgrad.envs.contract import Envs
 from rl_natgrad.run.checkpoint import State, fit, number, whole
 from rl_natgrad.training.iteration import GIVE_UP, WINDOW, Training
 
@@ -25,7 +25,7 @@ def of(training: Training) -> State:
         "critic": training.critic.state(),
         "learner": training.algorithm.learner.state(),
         "collector": training.collector.state() if training.envs.restorable else {},
-        "envs": training.envs.snapshot() if training.envs.restorable else {},
+        "envs": training.envs.state() if training.envs.restorable else {},
         "rng": {
             "actions": training.collector.rng.bit_generator.state,
             "fisher": training.fisher_rng.bit_generator.state,
@@ -57,12 +57,9 @@ def load(training: Training, state: State) -> list[int]:
 
 
 def _restore(training: Training, state: State) -> list[int]:
-    collector = training.collector
-    collector.load(state["collector"])
-    # So that what misbehaves is named by its step: −1 where the next row is the reset.
-    collector.check.length = np.where(collector.prev_done, -1, collector.episode_length)
-    obs, differed = training.envs.restore(state["envs"])
-    collector.obs = obs.copy()
+    training.collector.load(state["collector"])
+    obs, differed = training.envs.load(state["envs"])
+    training.collector.obs = obs.copy()
     return differed
 
 
@@ -71,7 +68,7 @@ def _like(training: Training) -> State:
     like = of(training)
     like |= {"step": whole(), "update": whole(), "not_finite": whole(GIVE_UP - 1), "returns": _returns}
     if training.envs.restorable:
-        like["envs"] = _like_snapshot(training.envs, like["envs"])
+        like["envs"] = _like_envs(training.envs, like["envs"])
     return like
 
 
@@ -79,13 +76,13 @@ def _returns(node: Any) -> bool:
     return isinstance(node, list) and len(node) <= WINDOW and all(number(value) for value in node)
 
 
-def _like_snapshot(envs: Envs, snapshot: State) -> State:
+def _like_envs(envs: Envs, state: State) -> State:
     """Of the same kind; actions as many as there were, each one that the environments take."""
 
     def actions(node: Any) -> bool:
-        space, now = envs.raw_action_space, snapshot["actions"]
+        space, now = envs.raw_action_space, state["actions"]
         right = isinstance(node, np.ndarray) and node.dtype == now.dtype and node.shape[1:] == now.shape[1:]
         return right and all(space.contains(action) for action in node)
 
-    like = snapshot | ({"actions": actions} if "actions" in snapshot else {})
-    return like | ({"rng": lambda node: isinstance(node, str)} if "rng" in snapshot else {})
+    like = state | ({"actions": actions} if "actions" in state else {})
+    return like | ({"rng": lambda node: isinstance(node, str)} if "rng" in state else {})

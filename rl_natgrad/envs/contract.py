@@ -1,0 +1,48 @@
+"""What vector environments are to all that use them, whatever steps them. Importing this costs nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from gymnasium import spaces
+    from numpy.typing import NDArray
+
+Rows: TypeAlias = "tuple[NDArray, NDArray, NDArray, NDArray]"
+"""obs (B, *O), reward (B,) float64, terminated (B,), truncated (B,)."""
+
+
+class Envs(Protocol):
+    """B environments stepped together.
+
+    A policy sees observations as a float32 vector or a uint8 image (channels first), and acts in [−1, 1] where
+    a Box is finite.  NEXT_STEP: at an end the observation is the true last one; the following row is a reset
+    row, whose action is ignored, reward 0 and flags False.  Arrays returned may be overwritten by the next call.
+    """
+
+    backend: str  # sync, async, split, native or envpool
+    restorable: bool  # has `state` and `load`
+    note: str | None  # what was done to the observation, for the user
+    num_envs: int  # B
+    observation_space: spaces.Box  # a single environment's, as a policy sees it
+    action_space: spaces.Space
+    raw_observation_space: spaces.Space  # a single environment's own
+    raw_action_space: spaces.Space
+
+    def reset(self) -> NDArray:
+        """The first observations (B, *O)."""
+
+    def step(self, action: NDArray) -> Rows:
+        """What comes of action (B, *A)."""
+
+    def state(self) -> dict[str, Any]:
+        """Where every environment stands, as arrays, strings and numbers. Only where `restorable`."""
+
+    def load(self, state: dict[str, Any]) -> tuple[NDArray, list[int]]:
+        """Puts fresh environments there; their observations, and who did not come back to the same one.
+
+        Raises: ValueError where the state is not one of these environments.
+        """
+
+    def close(self) -> None:
+        """Ends the environments and the processes they run in."""
