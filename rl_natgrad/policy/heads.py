@@ -202,13 +202,10 @@ class Bernoulli:
 
     @property
     def size(self) -> int:
-        """K = n."""
+        """K = R = n."""
         return self.n
 
-    @property
-    def rank(self) -> int:
-        """R = n."""
-        return self.n
+    rank = size
 
     def log_prob(self, z: Tensor, action: Tensor) -> Tensor:
         """Σ log σ(±z)."""
@@ -258,18 +255,15 @@ class DiagGaussian:
 
     @property
     def size(self) -> int:
-        """K = 2n."""
+        """K = R = 2n."""
         return 2 * self.n
+
+    rank = size
 
     @property
     def free(self) -> int:
         """log σ: n."""
         return self.n
-
-    @property
-    def rank(self) -> int:
-        """R = 2n."""
-        return 2 * self.n
 
     def log_prob(self, z: Tensor, action: Tensor) -> Tensor:
         """−Σ ½((a − μ)/σ)² + log σ + ½ log 2π."""
