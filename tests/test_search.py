@@ -18,7 +18,6 @@ from rl_natgrad.run import folder
 from rl_natgrad.run.logger import Logger
 from rl_natgrad.sweep.cluster import Cluster
 from rl_natgrad.sweep.job import Job
-from rl_natgrad.sweep.run import _create
 from rl_natgrad.sweep.search import MARKS, Search
 
 DELTA = "algo.delta=tag(log,interval(0.001,0.1))"
@@ -28,7 +27,7 @@ def search(tmp_path: Path, *words: str) -> Search:
     """The plan of a search, opened."""
     pytest.importorskip("optuna")
     return Search.of(cli.parse(["-m", f"runs_dir={tmp_path}", "search.study=x", *words])).open(
-        _create(tmp_path / "sweeps")
+        folder.new(tmp_path / "sweeps")
     )
 
 

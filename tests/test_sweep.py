@@ -27,7 +27,6 @@ from rl_natgrad.sweep.earlier import Earlier
 from rl_natgrad.sweep.job import Job
 from rl_natgrad.sweep.plan import Listed, new_job, resuming
 from rl_natgrad.sweep.pool import Pool
-from rl_natgrad.sweep.run import _create
 
 TESTS = Path(__file__).resolve().parent
 PROBE = ["env=sweep_environments:Sweep-v0", "env.allow_import=true", "env.backend=sync", *SMALL, "critic.epochs=1"]
@@ -329,7 +328,7 @@ def test_a_job_has_the_words_of_a_user_who_runs_it_alone(tmp_path):
 
 def _make(barrier, runs, found):
     barrier.wait()
-    found.put((str(_create(runs / "sweeps")), str(folder.create(runs, "CartPole-v1", "pg", 0))))
+    found.put((str(folder.new(runs / "sweeps")), str(folder.create(runs, "CartPole-v1", "pg", 0))))
 
 
 def test_sweeps_started_at_once_share_no_folder(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import secrets
 import shlex
@@ -18,20 +19,22 @@ from rl_natgrad.run.records import RECORD, read_record
 
 
 def create(runs_dir: str | Path, env_id: str, algo: str, seed: int) -> Path:
-    """A new folder <runs_dir>/<env id>/<algo>/<start time>-s<seed>-<4 random letters>, made by this call.
+    """A run's new folder: <runs_dir>/<env id>/<algo>/<time>-s<seed>-<4 random letters>. Raises: OSError."""
+    return new(Path(runs_dir) / env_id.replace(":", "-").replace("/", "-") / algo, f"s{seed}")
 
-    mkdir either makes the folder or fails, so two runs never share one however many start at once.
+
+def new(parent: Path, *words: str) -> Path:
+    """A new folder <parent>/<time>-<words>-<4 random letters>, made by this call.
+
+    mkdir either makes the folder or fails, so two callers never share one however many start at once.
     Raises:  OSError with errno and path (read-only, disk full, a file in the way).
     """
-    group = Path(runs_dir) / env_id.replace(":", "-").replace("/", "-") / algo
-    group.mkdir(parents=True, exist_ok=True)
+    parent.mkdir(parents=True, exist_ok=True)
     while True:
-        path = group / f"{time.strftime('%Y%m%d-%H%M%S')}-s{seed}-{secrets.token_hex(2)}"
-        try:
+        path = parent / "-".join([time.strftime("%Y%m%d-%H%M%S"), *words, secrets.token_hex(2)])
+        with contextlib.suppress(FileExistsError):
             path.mkdir()
             return path
-        except FileExistsError:
-            continue
 
 
 class RunRecord:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import secrets
 import sys
 import time
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.config.schema import Sweep as SweepKeys
 from rl_natgrad.run.errors import say
 from rl_natgrad.run.files import write_json
-from rl_natgrad.run.folder import command_line
+from rl_natgrad.run.folder import command_line, new
 from rl_natgrad.run.progress import duration
 from rl_natgrad.sweep.cluster import Cluster
 from rl_natgrad.sweep.earlier import Earlier
@@ -35,7 +34,7 @@ def sweep(command: Command) -> int:
     try:
         launcher: Launcher = Cluster.of(command.launcher) if command.launcher else Local(command.jobs)
         search = Search.of(command)
-        folder = _create(Path(command.config.runs_dir) / "sweeps")
+        folder = new(Path(command.config.runs_dir) / "sweeps")
         plan: Plan = search.open(folder) if search else _listed(command.jobs, folder)
         view = _View(command.config.runs_dir, folder, plan)
         pool = _work(command.config.sweep, plan, launcher, view)
@@ -58,16 +57,6 @@ class Local:
 
     def start(self, words: list[str], log: Path) -> Process:
         return Process(words, log)
-
-
-def _create(sweeps: Path) -> Path:
-    """A new folder <runs_dir>/sweeps/<time>-<4 random letters>, made by this call."""
-    sweeps.mkdir(parents=True, exist_ok=True)
-    while True:
-        path = sweeps / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-        with contextlib.suppress(FileExistsError):
-            path.mkdir()
-            return path
 
 
 def _listed(asked: Sequence[Asked], folder: Path) -> Listed:
