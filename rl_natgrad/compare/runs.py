@@ -13,7 +13,7 @@ import numpy as np
 
 from rl_natgrad.compare.options import CompareError, Options
 from rl_natgrad.compare.stats import Array
-from rl_natgrad.run.records import find_runs, read_record, read_rows
+from rl_natgrad.run.records import RENAMED, find_runs, read_record, read_rows
 
 # What says nothing about the method: who, where, how long, how observed. A longer run starts with the shorter one.
 IGNORED = ("seed", "total_steps", "runs_dir", "resume", "env.timeout", "env.allow_import")
@@ -58,7 +58,7 @@ def read_runs(options: Options) -> tuple[list[Run], list[str]]:
         notes += [note] if note else []
         tags |= {tag for row in rows for tag in row}
         if keep:
-            x, y = _curve(rows, options.metric)
+            x, y = _curve(rows, RENAMED.get(options.metric, options.metric))
             if len(y):
                 runs.append(Run(path, config, x, y))
             else:

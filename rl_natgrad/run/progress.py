@@ -112,8 +112,8 @@ class Progress:
         parts = [share, f"{step:,}/{self._total:,}", f"return {number(row.get('rollout/return'))}"]
         if row.get("policy/kl") is not None:
             parts.append(f"kl {row['policy/kl']:.4f}")
-        if row.get("search/tries") is not None:
-            parts.append(f"backtracks {max(int(row['search/tries']) - 1, 0)}")
+        if (tries := row.get("line_search/tries")) is not None:
+            parts.append(f"backtracks {max(int(tries) - 1, 0)}")
         parts += [f"{two_digits(rate):,} steps/s", f"eta {int(left) // 60}:{int(left) % 60:02d}"]
         while len("  ".join(parts)) > width and len(parts) > 5:
             del parts[-3]
