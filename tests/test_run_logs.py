@@ -286,4 +286,4 @@ def _done_line(**arguments) -> str:
 def test_an_ascii_stream_is_no_reason_to_stop():
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     progress.Progress(10, stream=stream).header(Path("r"), Path("runs"), CONFIG, device="cpu", threads=2)
-    assert b"seed 3" in stream.buffer.getvalue()
+    assert b"? seed 3" in stream.buffer.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import sys
 import time
@@ -13,6 +14,13 @@ LINE_SECONDS, LINE_SHARE = 10.0, 0.1  # off a terminal: a line after so many sec
 REFRESH_SECONDS = 0.1  # on a terminal; nothing runs between updates, so no thread disturbs training
 
 
+def forgiving(stream: TextIO) -> TextIO:
+    """The stream, which now writes ? for what its encoding lacks: an ASCII terminal has no ·."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")
+    return stream
+
+
 class Progress:
     """`header` once, `update` after every policy update, `done` at the end; `close` always (or use `with`).
 
@@ -21,9 +29,7 @@ class Progress:
     """
 
     def __init__(self, total_steps: int, *, first_step: int = 0, stream: TextIO | None = None):
-        self._stream = stream or sys.stdout
-        if hasattr(self._stream, "reconfigure"):
-            self._stream.reconfigure(errors="replace")  # an ASCII terminal shows ? for ·, and trains on
+        self._stream = forgiving(stream or sys.stdout)
         self._total, self._first = total_steps, first_step
         self._start = self._last_time = time.monotonic()
         self._last_step = first_step

@@ -3,7 +3,7 @@
 import time
 from typing import Any, TextIO
 
-from rl_natgrad.run.progress import duration, number, two_digits
+from rl_natgrad.run.progress import duration, forgiving, number, two_digits
 from rl_natgrad.sweep.job import Job, counts
 
 QUIET = 60.0  # seconds without a line, off a terminal, after which one says how far things are
@@ -13,9 +13,7 @@ class Table:
     """`changed` after a job began or ended, `refresh` about once a second, `close` at the end (or use `with`)."""
 
     def __init__(self, jobs: list[Job], stream: TextIO):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
-        self._jobs, self._stream = jobs, stream
+        self._jobs, self._stream = jobs, forgiving(stream)
         self._live: Any = None  # rich's own, imported with the first table
         self._started: dict[int, float] = {}
         self._said, self._note = time.monotonic(), ""
