@@ -50,32 +50,15 @@ class RunRecord:
 
     @classmethod
     def start(
-        cls,
-        path: Path,
-        *,
-        command: str,
-        config: dict,
-        threads: int,
-        device: str,
-        backend: str,
-        restorable: bool,
+        cls, path: Path, *, command: str, config: dict, threads: int, device: str, backend: str, restorable: bool
     ) -> RunRecord:
         """The record of a run that begins now in folder `path`."""
-        data = {
-            "command": command,
-            "config": config,
-            "seed": config.get("seed"),
-            "git": provenance.git_state(),
-            "versions": provenance.versions(),
-            "platform": platform.platform(),
-            "threads": threads,
-            "device": device,
-            "backend": backend,
-            "restorable": restorable,
-            "start": _now(),
-        }
-        record = cls(path, data)
-        record.update(end=None, outcome="running", error=None)
+        record = cls(path, {"command": command, "config": config, "seed": config.get("seed")})
+        record.update(
+            git=provenance.git_state(), versions=provenance.versions(), platform=platform.platform(),
+            threads=threads, device=device, backend=backend, restorable=restorable,
+            start=_now(), end=None, outcome="running", error=None,
+        )  # fmt: skip
         return record
 
     @classmethod
@@ -100,13 +83,12 @@ class RunRecord:
 
     def finish(self, outcome: str, error: BaseException | str | None = None) -> None:
         """The run ended: finished, stopped or failed. An exception leaves traceback.txt and its last line."""
-        if isinstance(error, BaseException):
-            lines = traceback.format_exception(error)
-            try:
-                write_atomically(self.path / "traceback.txt", "".join(lines).encode())
-            finally:  # a full disk may still take the shorter record
-                self.update(end=_now(), outcome=outcome, error=lines[-1].strip().splitlines()[-1])
-        else:
+        try:
+            if isinstance(error, BaseException):
+                text = "".join(traceback.format_exception(error))
+                error = text.strip().splitlines()[-1]
+                write_atomically(self.path / "traceback.txt", text.encode())
+        finally:  # a full disk may still take the shorter record
             self.update(end=_now(), outcome=outcome, error=error)
 
 

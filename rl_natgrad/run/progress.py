@@ -42,14 +42,7 @@ class Progress:
         self.close()
 
     def header(
-        self,
-        path: Path,
-        runs_dir: Path,
-        config: Mapping,
-        *,
-        device: str,
-        threads: int,
-        note: str | None = None,
+        self, path: Path, runs_dir: Path, config: Mapping, *, device: str, threads: int, note: str | None = None
     ) -> None:
         """Where the run is, how to watch it, what it is; and a note when something needs saying."""
         self._say(f"run     {path}")
@@ -80,15 +73,9 @@ class Progress:
             self._last_time, self._last_step = now, step
 
     def done(
-        self,
-        path: Path,
-        runs_dir: Path,
-        step: int,
-        *,
-        outcome: str = "finished",
-        train_return: float | None = None,
-        eval_returns: tuple[float, float, int] | None = None,
-    ) -> None:
+        self, path: Path, runs_dir: Path, step: int, *, outcome: str = "finished",
+        train_return: float | None = None, eval_returns: tuple[float, float, int] | None = None,
+    ) -> None:  # fmt: skip
         """How it ended, how to watch and how to play.
 
         train_return: mean of the last 100 episodes.  eval_returns: mean, standard deviation, episodes.
@@ -99,8 +86,7 @@ class Progress:
         if eval_returns is not None:
             mean, std, episodes = eval_returns
             parts.append(f"evaluation {number(mean)} ± {number(std)} ({episodes} episodes)")
-        word = {"finished": "done"}.get(outcome, outcome)
-        self._say(f"{word:<7} {' · '.join(parts)}")
+        self._say(f"{'done' if outcome == 'finished' else outcome:<7} {' · '.join(parts)}")
         self._say(f"watch   tensorboard --logdir {runs_dir}")
         self._say(f"play    python -m rl_natgrad.evaluate run={path}")
 
