@@ -283,7 +283,7 @@ def test_runs_are_matched_by_their_resolved_configuration(tmp_path):
     (runs / "not a run").mkdir()
     (runs / "not a run" / "run.json").write_text("{")
     earlier = Earlier([str(runs), str(runs)])
-    take = lambda *words: earlier.take(compose.load(words))  # noqa: E731
+    take = lambda *words: earlier.claim(compose.load(words))  # noqa: E731
     assert take("env=CartPole-v1", "algo.delta=2e-2", "algo=trpo", "sweep.jobs=2").path == one
     assert take("seed=3", "algo=npg").path == two and take("seed=3", "algo=npg").path == two
     assert take("seed=3") is None and take("algo=npg") is None and take("algo.delta=0.02", "horizon=128") is None
@@ -295,7 +295,7 @@ def test_an_interrupted_run_goes_on_once_and_a_failed_one_starts_anew(tmp_path):
     broken = stored(tmp_path, outcome="failed", checkpoint=True)
     (broken / "traceback.txt").touch()
     earlier, cfg = Earlier([str(tmp_path)]), compose.load([])
-    taken = list(itertools.takewhile(bool, (earlier.take(cfg) for _ in range(9))))
+    taken = list(itertools.takewhile(bool, (earlier.claim(cfg) for _ in range(9))))
     assert sorted(found.path for found in taken) == sorted(interrupted) and taken[-1].path == interrupted[-1]
     finished = stored(tmp_path)
     jobs = [job(1, tmp_path), job(2, tmp_path), job(3, tmp_path, "seed=1")]

@@ -46,7 +46,7 @@ def new_job(number: int, overrides: list[str], config: Config, folder: Path, lab
 
 def adopt(job: Job, earlier: Earlier) -> None:
     """The job is what an earlier run did, or is doing, or goes on where one was interrupted."""
-    found = earlier.take(job.config)
+    found = earlier.claim(job.config)
     if found is None:
         return
     job.run = found.path
