@@ -130,7 +130,7 @@ class Silent:
     def changed(self, job):
         pass
 
-    def looked(self):
+    def refresh(self):
         pass
 
     def note(self, line):
@@ -149,7 +149,7 @@ def work(tmp_path, monkeypatch):
         fake, view = Fake(script), Silent()
         plan = Listed([job(n, tmp_path) for n in range(1, jobs + 1)])
         keys = {"job_timeout": None, "fail_fast": False} | options
-        pool = Pool(plan, fake, at_once, view=view, **keys)
+        pool = Pool(plan, fake.start, at_once, view=view, **keys)
         pool.work()
         return [one.outcome for one in plan.jobs], plan.jobs, fake, pool
 
@@ -215,7 +215,7 @@ def test_a_run_that_cannot_be_resumed_starts_anew(work, tmp_path, monkeypatch):
     started, fake = [], Fake({1: (2, 2)})
     monkeypatch.setattr(fake, "start", lambda words, log: (started.append(words), log.touch(), Handle(fake, 1))[2])
     view = Silent()
-    Pool(Listed([one]), fake, 1, view=view, job_timeout=None, fail_fast=False).work()
+    Pool(Listed([one]), fake.start, 1, view=view, job_timeout=None, fail_fast=False).work()
     assert started == [["resume=x"], []] and one.outcome == "failed"  # the second time it counts
     assert view.notes == ["anew    1: it said nothing"]
 
@@ -429,7 +429,7 @@ def test_the_live_table_shows_progress_return_and_speed(tmp_path, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
     jobs, stream = jobs_of_all_kinds(tmp_path), Terminal()
-    with table.Table(jobs, stream) as view:
+    with table.View(jobs, tmp_path, "", stream) as view:
         view.changed(jobs[3])
         view.note("stop    each job")
     assert "4    seed=4     45%       12.5    31,000   running" in stream.text
@@ -440,7 +440,7 @@ def test_the_live_table_shows_progress_return_and_speed(tmp_path, monkeypatch):
 def test_off_a_terminal_each_start_and_end_is_a_line(tmp_path, capsys, monkeypatch):
     jobs = jobs_of_all_kinds(tmp_path)
     monkeypatch.setattr(table, "QUIET", -1)
-    with table.Table(jobs, sys.stdout) as view:
+    with table.View(jobs, tmp_path, "", sys.stdout) as view:
         for one in (jobs[3], jobs[0], jobs[1]):
             view.changed(one)
         view.refresh()
