@@ -14,7 +14,7 @@ from whole_runs import wait_until
 
 from rl_natgrad.config import command as cli
 from rl_natgrad.config.refusals import ConfigError
-from rl_natgrad.run import folder
+from rl_natgrad.run import folder, lock
 from rl_natgrad.run.logger import Logger
 from rl_natgrad.sweep.cluster import Cluster
 from rl_natgrad.sweep.job import Job
@@ -144,7 +144,7 @@ def test_a_search_goes_on_and_reruns_what_was_interrupted(tmp_path):
     end(plan, done, 5.0)
     end(plan, cut, None, "stopped")
     assert plan.closing("C x")[-1] == "go on   C x search.study=x"
-    with pytest.raises(ConfigError, match="in use by process"):
+    with pytest.raises(lock.Busy, match="in use by process"):
         search(tmp_path, DELTA, "search.trials=3")
     plan._held.close()
 
