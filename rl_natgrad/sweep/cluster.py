@@ -113,6 +113,7 @@ class Task:
         self._process: Process | None = None
 
     def __call__(self) -> int:
+        """The exit code of the training, which is asked to stop once the stop file is there."""
         self._process, stop = Process(self.words, self.log), _stop_file(self.log)
         asked = False
         try:
