@@ -86,7 +86,7 @@ def trained(options: dict[str, str]) -> tuple[list[Path], list[str]]:
     found, missing = [], []
     earlier = Earlier([options["runs"]])
     for job in (job for command in sweeps(options) for job in cli.parse(command[3:]).jobs):
-        run = earlier.take(job.config)
+        run = earlier.claim(job.config)
         if run and run.outcome == "finished":
             found.append(run.path)
         else:

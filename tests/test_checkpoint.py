@@ -185,6 +185,9 @@ def test_fit_names_the_part_that_is_wrong():
     ):  # fmt: skip
         with pytest.raises(ValueError, match=f"^{says}"):
             fit(right | wrong, like)
+    other = {"rng": {"bit_generator": "seed"}}  # a name in numpy.random that is no generator of ours
+    with pytest.raises(ValueError, match=r"^rng is not"):
+        fit(other, other)
 
 
 # ---- a disk that fails ---------------------------------------------------------------------------------------

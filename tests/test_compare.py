@@ -204,6 +204,18 @@ def test_half_written_and_unreadable_files_do_no_harm(two_algos, capsys):
     assert "environment steps 100 to 200" in out  # the half-written run covers no more
 
 
+@pytest.mark.parametrize("metric", ["line_search/tries", "search/tries"])
+def test_an_older_tag_and_todays_are_one_metric(tmp_path, capsys, metric):
+    for seed, tag in enumerate(("search/tries", "line_search/tries")):
+        file = write_run(tmp_path, seed=seed, returns=[1.0, 2.0, 3.0]) / "metrics.jsonl"
+        file.write_text(file.read_text().replace("rollout/return", tag))
+    code, out, err = said(capsys, tmp_path, f"metric={metric}")
+    assert code == 0 and err == ""
+    assert next(line for line in out.splitlines() if line.startswith("trpo")).split()[1] == "2"
+    capsys.readouterr()
+    assert "did you mean metric=line_search/tries?" in refuse(capsys, tmp_path, "metric=search/trie")
+
+
 # ---- numbers -------------------------------------------------------------------------------------------------
 
 

@@ -48,10 +48,11 @@ def run(tmp_path):
 
 def test_a_row_is_one_line_of_strict_json(run):
     log = logger.Logger(run)
-    log.write({"rollout/return": None, "policy/kl": 0.1, "search/accepted": True, "a/nan": math.nan}, 2048, 1)
+    log.write({"rollout/return": None, "policy/kl": 0.1, "line_search/accepted": True, "a/nan": math.nan}, 2048, 1)
     (line,) = (run / "metrics.jsonl").read_text().splitlines()
     assert "NaN" not in line
-    assert json.loads(line) == {"step": 2048, "update": 1, "policy/kl": 0.1, "search/accepted": 1, "a/nan": None}
+    row = {"step": 2048, "update": 1, "policy/kl": 0.1, "line_search/accepted": 1, "a/nan": None}
+    assert json.loads(line) == row
 
 
 def test_floats_survive_bit_for_bit(run):
@@ -103,6 +104,15 @@ def test_cut_drops_the_final_evaluation_of_the_last_update(run):
     rows = records.read_rows(run)
     assert [row["update"] for row in rows] == [1, 2]
     assert rows[0]["eval/return"] == 3.0 and "eval/return" not in rows[1]
+
+
+def test_tags_of_older_files_are_read_and_rewritten_under_todays_names(run):
+    old = '{"step": 10, "update": 1, "search/tries": 3, "search/accepted": 1, "a/b": 0.5}\n'
+    new = {"step": 10, "update": 1, "line_search/tries": 3, "line_search/accepted": 1, "a/b": 0.5}
+    (run / "metrics.jsonl").write_text(old + old.replace("1", "2"))
+    assert records.read_rows(run)[0] == new
+    assert logger.cut(run, 1) == [new]
+    assert (run / "metrics.jsonl").read_text() == json.dumps(new) + "\n"
 
 
 def test_runs_are_found_at_any_depth_and_once(tmp_path):
@@ -236,7 +246,7 @@ def test_plain_lines_come_now_and_then():
 
 def test_backtracks_are_tries_beyond_the_first():
     stream = io.StringIO()
-    progress.Progress(10, stream=stream).update(10, {"search/tries": 3})
+    progress.Progress(10, stream=stream).update(10, {"line_search/tries": 3})
     assert "backtracks 2" in stream.getvalue()
 
 
@@ -250,7 +260,8 @@ def test_a_terminal_gets_a_bar_that_ends():
 
 
 def test_a_narrow_terminal_loses_the_least_important_first():
-    text = progress.Progress(100)._text(50, {"rollout/return": 1.0, "policy/kl": 0.01, "search/tries": 1}, 1e9, 70)
+    row = {"rollout/return": 1.0, "policy/kl": 0.01, "line_search/tries": 1}
+    text = progress.Progress(100)._text(50, row, 1e9, 70)
     assert "kl" in text and "backtracks" not in text and "eta" in text
 
 
@@ -275,4 +286,4 @@ def _done_line(**arguments) -> str:
 def test_an_ascii_stream_is_no_reason_to_stop():
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     progress.Progress(10, stream=stream).header(Path("r"), Path("runs"), CONFIG, device="cpu", threads=2)
-    assert b"seed 3" in stream.buffer.getvalue()
+    assert b"? seed 3" in stream.buffer.getvalue()

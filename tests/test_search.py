@@ -14,11 +14,10 @@ from whole_runs import wait_until
 
 from rl_natgrad.config import command as cli
 from rl_natgrad.config.refusals import ConfigError
-from rl_natgrad.run import folder
+from rl_natgrad.run import folder, lock
 from rl_natgrad.run.logger import Logger
 from rl_natgrad.sweep.cluster import Cluster
 from rl_natgrad.sweep.job import Job
-from rl_natgrad.sweep.run import _create
 from rl_natgrad.sweep.search import MARKS, Search
 
 DELTA = "algo.delta=tag(log,interval(0.001,0.1))"
@@ -28,7 +27,7 @@ def search(tmp_path: Path, *words: str) -> Search:
     """The plan of a search, opened."""
     pytest.importorskip("optuna")
     return Search.of(cli.parse(["-m", f"runs_dir={tmp_path}", "search.study=x", *words])).open(
-        _create(tmp_path / "sweeps")
+        folder.new(tmp_path / "sweeps")
     )
 
 
@@ -145,7 +144,7 @@ def test_a_search_goes_on_and_reruns_what_was_interrupted(tmp_path):
     end(plan, done, 5.0)
     end(plan, cut, None, "stopped")
     assert plan.closing("C x")[-1] == "go on   C x search.study=x"
-    with pytest.raises(ConfigError, match="in use by process"):
+    with pytest.raises(lock.Busy, match="in use by process"):
         search(tmp_path, DELTA, "search.trials=3")
     plan._held.close()
 

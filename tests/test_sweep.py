@@ -27,7 +27,6 @@ from rl_natgrad.sweep.earlier import Earlier
 from rl_natgrad.sweep.job import Job
 from rl_natgrad.sweep.plan import Listed, new_job, resuming
 from rl_natgrad.sweep.pool import Pool
-from rl_natgrad.sweep.run import _create
 
 TESTS = Path(__file__).resolve().parent
 PROBE = ["env=sweep_environments:Sweep-v0", "env.allow_import=true", "env.backend=sync", *SMALL, "critic.epochs=1"]
@@ -131,7 +130,7 @@ class Silent:
     def changed(self, job):
         pass
 
-    def looked(self):
+    def refresh(self):
         pass
 
     def note(self, line):
@@ -150,7 +149,7 @@ def work(tmp_path, monkeypatch):
         fake, view = Fake(script), Silent()
         plan = Listed([job(n, tmp_path) for n in range(1, jobs + 1)])
         keys = {"job_timeout": None, "fail_fast": False} | options
-        pool = Pool(plan, fake, at_once, view=view, **keys)
+        pool = Pool(plan, fake.start, at_once, view=view, **keys)
         pool.work()
         return [one.outcome for one in plan.jobs], plan.jobs, fake, pool
 
@@ -216,7 +215,7 @@ def test_a_run_that_cannot_be_resumed_starts_anew(work, tmp_path, monkeypatch):
     started, fake = [], Fake({1: (2, 2)})
     monkeypatch.setattr(fake, "start", lambda words, log: (started.append(words), log.touch(), Handle(fake, 1))[2])
     view = Silent()
-    Pool(Listed([one]), fake, 1, view=view, job_timeout=None, fail_fast=False).work()
+    Pool(Listed([one]), fake.start, 1, view=view, job_timeout=None, fail_fast=False).work()
     assert started == [["resume=x"], []] and one.outcome == "failed"  # the second time it counts
     assert view.notes == ["anew    1: it said nothing"]
 
@@ -284,7 +283,7 @@ def test_runs_are_matched_by_their_resolved_configuration(tmp_path):
     (runs / "not a run").mkdir()
     (runs / "not a run" / "run.json").write_text("{")
     earlier = Earlier([str(runs), str(runs)])
-    take = lambda *words: earlier.take(compose.load(words))  # noqa: E731
+    take = lambda *words: earlier.claim(compose.load(words))  # noqa: E731
     assert take("env=CartPole-v1", "algo.delta=2e-2", "algo=trpo", "sweep.jobs=2").path == one
     assert take("seed=3", "algo=npg").path == two and take("seed=3", "algo=npg").path == two
     assert take("seed=3") is None and take("algo=npg") is None and take("algo.delta=0.02", "horizon=128") is None
@@ -296,7 +295,7 @@ def test_an_interrupted_run_goes_on_once_and_a_failed_one_starts_anew(tmp_path):
     broken = stored(tmp_path, outcome="failed", checkpoint=True)
     (broken / "traceback.txt").touch()
     earlier, cfg = Earlier([str(tmp_path)]), compose.load([])
-    taken = list(itertools.takewhile(bool, (earlier.take(cfg) for _ in range(9))))
+    taken = list(itertools.takewhile(bool, (earlier.claim(cfg) for _ in range(9))))
     assert sorted(found.path for found in taken) == sorted(interrupted) and taken[-1].path == interrupted[-1]
     finished = stored(tmp_path)
     jobs = [job(1, tmp_path), job(2, tmp_path), job(3, tmp_path, "seed=1")]
@@ -329,7 +328,7 @@ def test_a_job_has_the_words_of_a_user_who_runs_it_alone(tmp_path):
 
 def _make(barrier, runs, found):
     barrier.wait()
-    found.put((str(_create(runs / "sweeps")), str(folder.create(runs, "CartPole-v1", "pg", 0))))
+    found.put((str(folder.new(runs / "sweeps")), str(folder.create(runs, "CartPole-v1", "pg", 0))))
 
 
 def test_sweeps_started_at_once_share_no_folder(tmp_path):
@@ -430,7 +429,7 @@ def test_the_live_table_shows_progress_return_and_speed(tmp_path, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
     jobs, stream = jobs_of_all_kinds(tmp_path), Terminal()
-    with table.Table(jobs, stream) as view:
+    with table.View(jobs, tmp_path, "", stream) as view:
         view.changed(jobs[3])
         view.note("stop    each job")
     assert "4    seed=4     45%       12.5    31,000   running" in stream.text
@@ -441,7 +440,7 @@ def test_the_live_table_shows_progress_return_and_speed(tmp_path, monkeypatch):
 def test_off_a_terminal_each_start_and_end_is_a_line(tmp_path, capsys, monkeypatch):
     jobs = jobs_of_all_kinds(tmp_path)
     monkeypatch.setattr(table, "QUIET", -1)
-    with table.Table(jobs, sys.stdout) as view:
+    with table.View(jobs, tmp_path, "", sys.stdout) as view:
         for one in (jobs[3], jobs[0], jobs[1]):
             view.changed(one)
         view.refresh()

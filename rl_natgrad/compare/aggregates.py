@@ -13,9 +13,10 @@ from rl_natgrad.run.events import EventFile, layout
 from rl_natgrad.run.files import write_json
 
 MARK = "compare.json"
+LINES = ("iqm", "low", "high")
 
 
-def write(comparisons: Sequence[Comparison], metric: str, out: Path) -> list[Path]:
+def write(comparisons: Sequence[Comparison], metric: str, out: Path) -> None:
     """<out>/[<environment>/]<group>/{iqm,low,high}, each with the metric at x = environment steps.
 
     The three share the metric's tag, so that they lie over the runs on its chart; the `iqm` run also has a
@@ -29,23 +30,19 @@ def write(comparisons: Sequence[Comparison], metric: str, out: Path) -> list[Pat
     _remove_earlier(out)
     write_json(out / MARK, {"aggregates": [folder.relative_to(out).as_posix() for folder in folders]})
     for folder, group in folders.items():
-        grid, middle, low, high = band(group.runs, "steps")
-        lines = {"iqm": middle}
-        if low is not None and high is not None:
-            lines |= {"low": low, "high": high}
+        grid, *curves = band(group.runs, "steps")
+        lines = {name: line for name, line in zip(LINES, curves, strict=True) if line is not None}
         for name, line in lines.items():
-            tags = {metric: line}
-            if name == "iqm" and "low" in lines:
-                tags |= {f"{metric}/{each}": values for each, values in lines.items()}
-            _write_run(folder / name, metric, grid, tags)
-    return list(folders)
+            whole = name == "iqm" and len(lines) > 1
+            drawn = {f"{metric}/{each}": values for each, values in lines.items()} if whole else {}
+            _write_run(folder / name, metric, grid, {metric: line} | drawn)
 
 
 def _write_run(path: Path, metric: str, grid: Array, tags: dict[str, Array]) -> None:
     path.mkdir(parents=True, exist_ok=True)
     events = EventFile(path)
     if len(tags) > 1:
-        bands = {f"{metric}: IQM and 95 % interval": [f"{metric}/{each}" for each in ("iqm", "low", "high")]}
+        bands = {f"{metric}: IQM and 95 % interval": [f"{metric}/{each}" for each in LINES]}
         events.summary(layout("compare", {}, bands))
     for index, step in enumerate(grid):
         events.scalars({tag: float(line[index]) for tag, line in tags.items()}, round(float(step)))
@@ -59,8 +56,7 @@ def _remove_earlier(out: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         return
     for folder in earlier:
-        for name in ("iqm", "low", "high"):
-            path = out / str(folder) / name
+        for path in (out / str(folder) / name for name in LINES):
             if path.resolve().is_relative_to(out.resolve()):
                 for file in path.glob("events.out.tfevents.*"):
                     file.unlink()

@@ -28,11 +28,8 @@ def show(comparisons: Sequence[Comparison]) -> None:
     # Off a terminal rich would wrap at 80 columns; a file or a pipe has no width.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 240)
     for comparison in comparisons:
-        tables = [
-            (table(comparison), _title(comparison)),
-            (pair_table(comparison), "probability of improvement"),
-        ]
-        for (header, rows), title in tables:
+        tables = {_title(comparison): table(comparison), "probability of improvement": pair_table(comparison)}
+        for title, (header, rows) in tables.items():
             if not rows:
                 continue
             grid = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)

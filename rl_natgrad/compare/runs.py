@@ -13,7 +13,7 @@ import numpy as np
 
 from rl_natgrad.compare.options import CompareError, Options
 from rl_natgrad.compare.stats import Array
-from rl_natgrad.run.records import find_runs, read_record, read_rows
+from rl_natgrad.run.records import RENAMED, find_runs, read_record, read_rows
 
 # What says nothing about the method: who, where, how long, how observed. A longer run starts with the shorter one.
 IGNORED = ("seed", "total_steps", "runs_dir", "resume", "env.timeout", "env.allow_import")
@@ -33,6 +33,7 @@ class Run:
 
     @property
     def env(self) -> str:
+        """The id of its environment."""
         return str(self.config["env.id"])
 
 
@@ -58,7 +59,7 @@ def read_runs(options: Options) -> tuple[list[Run], list[str]]:
         notes += [note] if note else []
         tags |= {tag for row in rows for tag in row}
         if keep:
-            x, y = _curve(rows, options.metric)
+            x, y = _curve(rows, RENAMED.get(options.metric, options.metric))
             if len(y):
                 runs.append(Run(path, config, x, y))
             else:
@@ -117,14 +118,15 @@ def comparisons(runs: Sequence[Run], by: Sequence[str]) -> tuple[dict[str, dict[
     if len(environments) > 1 and not {"env", "env.id"} & set(by):
         counts = ", ".join(f"{env} ({n})" for env, n in sorted(environments.items()))
         raise CompareError(f"the runs mix environments: {counts}; name fewer folders, or write by=env")
-    keys = [_resolve(word, runs) for word in by if word not in ("env", "env.id", "versions")]
+    words = [word for word in by if word not in ("env", "env.id", "versions")]
+    keys = [_resolve(word, runs) for word in words]
     if "versions" in by:
         keys += [key for name in VERSIONED if len(_values(runs, key := f"versions.{name}")) > 1]
     groups, notes = {}, []
     for env in sorted(environments):
         inside = [run for run in runs if run.env == env]
         _refuse_mixed_versions(inside, keys)
-        groups[env], said = _group(inside, keys, automatic=not set(by) - {"env", "env.id", "versions"})
+        groups[env], said = _group(inside, keys, automatic=not words)
         notes += said
     return groups, notes
 
@@ -134,9 +136,8 @@ def _refuse_mixed_versions(runs: Sequence[Run], keys: Sequence[str]) -> None:
         found = _values(runs, f"versions.{name}")
         if len(found) > 1 and f"versions.{name}" not in keys:
             listed = ", ".join(sorted(map(str, found)))
-            raise CompareError(
-                f"the runs mix versions of {name}: {listed}; name fewer folders, or write by=versions"
-            )
+            what = f"the runs mix versions of {name}: {listed}"
+            raise CompareError(f"{what}; name fewer folders, or write by=versions")
 
 
 def _resolve(word: str, runs: Sequence[Run]) -> str:
@@ -183,12 +184,12 @@ def _label(signature: dict, all_signatures: list[tuple], keys: list[str], automa
         peers = [dict(zip(keys, other, strict=True)) for other in all_signatures]
         peers = [peer for peer in peers if peer["algo.name"] == signature["algo.name"]]
         said = [key for key in said if len({peer[key] for peer in peers}) > 1]
-    ends = Counter(key.removesuffix(".name").rsplit(".", 1)[-1] for key in said)
+    ends = {key: key.removesuffix(".name").rsplit(".", 1)[-1] for key in said}
+    count = Counter(ends.values())
     parts = [str(signature["algo.name"])] if "algo.name" in signature else []
-    for key in said:
-        end = key.removesuffix(".name").rsplit(".", 1)[-1]
+    for key, end in ends.items():
         value = "none" if signature[key] is None else signature[key]
-        parts.append(f"{end if ends[end] == 1 else key}={value}".replace(", ", ","))
+        parts.append(f"{end if count[end] == 1 else key}={value}".replace(", ", ","))
     return " ".join(parts)
 
 
@@ -197,10 +198,10 @@ def _one_per_seed(label: str, group: list[Run]) -> tuple[list[Run], list[str]]:
     best: dict[object, Run] = {}
     for run in sorted(group, key=lambda run: (run.x["steps"][-1], run.path.name)):
         best[run.config.get("seed", run.path)] = run
-    dropped = [run for run in group if run not in best.values()]
     notes = [
-        f"seed {run.config.get('seed')} of {label} was run more than once, left out: {run.path}" for run in dropped
-    ]
+        f"seed {run.config.get('seed')} of {label} was run more than once, left out: {run.path}"
+        for run in group if run not in best.values()
+    ]  # fmt: skip
     return sorted(best.values(), key=lambda run: run.path), notes
 
 

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -170,31 +170,24 @@ def pair_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 def to_csv(comparisons: Sequence[Comparison]) -> str:
     """One line per group, unrounded; empty where there is nothing to say, inf for a threshold not reached."""
-    columns = ["environment", "group", "n", "seeds", "axis", "from", "to", "final_mean", "final_std", "iqm"]
-    columns += [
-        "iqm_low",
-        "iqm_high",
-        "area",
-        "threshold",
-        "reached",
-        *(f"{axis}_to_threshold" for axis in AXES),
-    ]
-    file = io.StringIO()
-    writer = csv.DictWriter(file, columns, lineterminator="\n")
-    writer.writeheader()
+    rows = []
     for comparison in comparisons:
         for group in comparison.groups:
             low, high = group.interval or (None, None)
             n = len(group.runs)
-            row = {
+            rows.append({
                 "environment": comparison.env, "group": group.label, "n": n,
                 "seeds": " ".join(str(run.config.get("seed")) for run in group.runs),
                 "axis": comparison.axis, "from": comparison.range[0], "to": comparison.range[1],
                 "final_mean": group.finals.mean(), "final_std": group.finals.std(ddof=1) if n > 1 else None,
                 "iqm": group.iqm, "iqm_low": low, "iqm_high": high, "area": group.areas.mean(),
                 "threshold": comparison.threshold, "reached": group.reached,
-            }  # fmt: skip
-            writer.writerow(row | {f"{axis}_to_threshold": value for axis, value in group.to_reach.items()})
+                **{f"{axis}_to_threshold": group.to_reach.get(axis) for axis in AXES},
+            })  # fmt: skip
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return file.getvalue()
 
 
@@ -203,13 +196,13 @@ def number(value: float) -> str:
     return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}"
 
 
-def with_interval(show, value: float, interval: tuple[float, float] | None) -> str:
+def with_interval(show: Callable[[float], str], value: float, interval: tuple[float, float] | None) -> str:
+    """489.1 [470.2, 500.0]; the value alone where there is no interval."""
     return show(value) if interval is None else f"{show(value)} [{show(interval[0])}, {show(interval[1])}]"
 
 
 def duration(value: float, axis: str) -> str:
-    if math.isnan(value):
-        return "-"
-    if math.isinf(value):
-        return "not reached"
+    """A point of an axis for people: 12,288 steps, 6 updates, 3.1 seconds; - where it is not known."""
+    if not math.isfinite(value):
+        return "-" if math.isnan(value) else "not reached"
     return f"{value:,.1f}" if axis == "seconds" else f"{value:,.0f}"

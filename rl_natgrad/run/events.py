@@ -1,7 +1,8 @@
 """TensorBoard event files, written synchronously from TensorBoard's own message types.
 
-torch.utils.tensorboard and tensorboard.summary.writer both import most of TensorBoard (0.12 to 0.19 s after
-torch; the messages alone take 0.03 s) and write from a thread, where a full disk surfaces late and elsewhere.
+torch.utils.tensorboard imports most of TensorBoard and writes from a thread, where a full disk surfaces late and
+elsewhere. tensorboard's RecordWriter, which is `frame`, would bring half of that along: a training starts 39 ms
+later, compare 65 ms; with its checksum alone 36 and 69 ms (medians of 11 processes; the messages take 39 ms).
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class EventFile:
         self._write(Event(wall_time=time.time(), summary=summary))
 
     def close(self) -> None:
+        """Closes the file. Raises: OSError where the disk is full."""
         self._file.close()
 
     def _write(self, event: Event) -> None:

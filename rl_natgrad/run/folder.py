@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import secrets
 import shlex
@@ -18,20 +19,22 @@ from rl_natgrad.run.records import RECORD, read_record
 
 
 def create(runs_dir: str | Path, env_id: str, algo: str, seed: int) -> Path:
-    """A new folder <runs_dir>/<env id>/<algo>/<start time>-s<seed>-<4 random letters>, made by this call.
+    """A run's new folder: <runs_dir>/<env id>/<algo>/<time>-s<seed>-<4 random letters>. Raises: OSError."""
+    return new(Path(runs_dir) / env_id.replace(":", "-").replace("/", "-") / algo, f"s{seed}")
 
-    mkdir either makes the folder or fails, so two runs never share one however many start at once.
+
+def new(parent: Path, *words: str) -> Path:
+    """A new folder <parent>/<time>-<words>-<4 random letters>, made by this call.
+
+    mkdir either makes the folder or fails, so two callers never share one however many start at once.
     Raises:  OSError with errno and path (read-only, disk full, a file in the way).
     """
-    group = Path(runs_dir) / env_id.replace(":", "-").replace("/", "-") / algo
-    group.mkdir(parents=True, exist_ok=True)
+    parent.mkdir(parents=True, exist_ok=True)
     while True:
-        path = group / f"{time.strftime('%Y%m%d-%H%M%S')}-s{seed}-{secrets.token_hex(2)}"
-        try:
+        path = parent / "-".join([time.strftime("%Y%m%d-%H%M%S"), *words, secrets.token_hex(2)])
+        with contextlib.suppress(FileExistsError):
             path.mkdir()
             return path
-        except FileExistsError:
-            continue
 
 
 class RunRecord:
@@ -47,32 +50,15 @@ class RunRecord:
 
     @classmethod
     def start(
-        cls,
-        path: Path,
-        *,
-        command: str,
-        config: dict,
-        threads: int,
-        device: str,
-        backend: str,
-        restorable: bool,
+        cls, path: Path, *, command: str, config: dict, threads: int, device: str, backend: str, restorable: bool
     ) -> RunRecord:
         """The record of a run that begins now in folder `path`."""
-        data = {
-            "command": command,
-            "config": config,
-            "seed": config.get("seed"),
-            "git": provenance.git_state(),
-            "versions": provenance.versions(),
-            "platform": platform.platform(),
-            "threads": threads,
-            "device": device,
-            "backend": backend,
-            "restorable": restorable,
-            "start": _now(),
-        }
-        record = cls(path, data)
-        record.update(end=None, outcome="running", error=None)
+        record = cls(path, {"command": command, "config": config, "seed": config.get("seed")})
+        record.update(
+            git=provenance.git_state(), versions=provenance.versions(), platform=platform.platform(),
+            threads=threads, device=device, backend=backend, restorable=restorable,
+            start=_now(), end=None, outcome="running", error=None,
+        )  # fmt: skip
         return record
 
     @classmethod
@@ -97,13 +83,12 @@ class RunRecord:
 
     def finish(self, outcome: str, error: BaseException | str | None = None) -> None:
         """The run ended: finished, stopped or failed. An exception leaves traceback.txt and its last line."""
-        if isinstance(error, BaseException):
-            lines = traceback.format_exception(error)
-            try:
-                write_atomically(self.path / "traceback.txt", "".join(lines).encode())
-            finally:  # a full disk may still take the shorter record
-                self.update(end=_now(), outcome=outcome, error=lines[-1].strip().splitlines()[-1])
-        else:
+        try:
+            if isinstance(error, BaseException):
+                text = "".join(traceback.format_exception(error))
+                error = text.strip().splitlines()[-1]
+                write_atomically(self.path / "traceback.txt", text.encode())
+        finally:  # a full disk may still take the shorter record
             self.update(end=_now(), outcome=outcome, error=error)
 
 

@@ -21,9 +21,9 @@ def hold(run: Path) -> Iterator[None]:
 
     Raises: Busy, at once, where another process has it.  OSError with errno and path.
     """
-    with naming(run / LOCK):
-        file = os.open(run / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-        try:
+    file = os.open(run / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    try:
+        with naming(run / LOCK):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -31,10 +31,6 @@ def hold(run: Path) -> Iterator[None]:
                 raise Busy(f"{run} is in use by process {holder or '?'}; wait until that has ended") from None
             os.ftruncate(file, 0)
             os.write(file, f"{os.getpid()}\n".encode())
-        except BaseException:
-            os.close(file)
-            raise
-    try:
         yield
     finally:
         os.close(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import sys
 import time
@@ -13,6 +14,13 @@ LINE_SECONDS, LINE_SHARE = 10.0, 0.1  # off a terminal: a line after so many sec
 REFRESH_SECONDS = 0.1  # on a terminal; nothing runs between updates, so no thread disturbs training
 
 
+def forgiving(stream: TextIO) -> TextIO:
+    """The stream, which now writes ? for what its encoding lacks: an ASCII terminal has no ·."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")
+    return stream
+
+
 class Progress:
     """`header` once, `update` after every policy update, `done` at the end; `close` always (or use `with`).
 
@@ -21,9 +29,7 @@ class Progress:
     """
 
     def __init__(self, total_steps: int, *, first_step: int = 0, stream: TextIO | None = None):
-        self._stream = stream or sys.stdout
-        if hasattr(self._stream, "reconfigure"):
-            self._stream.reconfigure(errors="replace")  # an ASCII terminal shows ? for ·, and trains on
+        self._stream = forgiving(stream or sys.stdout)
         self._total, self._first = total_steps, first_step
         self._start = self._last_time = time.monotonic()
         self._last_step = first_step
@@ -36,14 +42,7 @@ class Progress:
         self.close()
 
     def header(
-        self,
-        path: Path,
-        runs_dir: Path,
-        config: Mapping,
-        *,
-        device: str,
-        threads: int,
-        note: str | None = None,
+        self, path: Path, runs_dir: Path, config: Mapping, *, device: str, threads: int, note: str | None = None
     ) -> None:
         """Where the run is, how to watch it, what it is; and a note when something needs saying."""
         self._say(f"run     {path}")
@@ -74,15 +73,9 @@ class Progress:
             self._last_time, self._last_step = now, step
 
     def done(
-        self,
-        path: Path,
-        runs_dir: Path,
-        step: int,
-        *,
-        outcome: str = "finished",
-        train_return: float | None = None,
-        eval_returns: tuple[float, float, int] | None = None,
-    ) -> None:
+        self, path: Path, runs_dir: Path, step: int, *, outcome: str = "finished",
+        train_return: float | None = None, eval_returns: tuple[float, float, int] | None = None,
+    ) -> None:  # fmt: skip
         """How it ended, how to watch and how to play.
 
         train_return: mean of the last 100 episodes.  eval_returns: mean, standard deviation, episodes.
@@ -93,8 +86,7 @@ class Progress:
         if eval_returns is not None:
             mean, std, episodes = eval_returns
             parts.append(f"evaluation {number(mean)} ± {number(std)} ({episodes} episodes)")
-        word = {"finished": "done"}.get(outcome, outcome)
-        self._say(f"{word:<7} {' · '.join(parts)}")
+        self._say(f"{'done' if outcome == 'finished' else outcome:<7} {' · '.join(parts)}")
         self._say(f"watch   tensorboard --logdir {runs_dir}")
         self._say(f"play    python -m rl_natgrad.evaluate run={path}")
 
@@ -112,8 +104,8 @@ class Progress:
         parts = [share, f"{step:,}/{self._total:,}", f"return {number(row.get('rollout/return'))}"]
         if row.get("policy/kl") is not None:
             parts.append(f"kl {row['policy/kl']:.4f}")
-        if row.get("search/tries") is not None:
-            parts.append(f"backtracks {max(int(row['search/tries']) - 1, 0)}")
+        if (tries := row.get("line_search/tries")) is not None:
+            parts.append(f"backtracks {max(int(tries) - 1, 0)}")
         parts += [f"{two_digits(rate):,} steps/s", f"eta {int(left) // 60}:{int(left) % 60:02d}"]
         while len("  ".join(parts)) > width and len(parts) > 5:
             del parts[-3]

@@ -11,6 +11,8 @@ from rl_natgrad.run.files import naming
 
 RECORD, METRICS = "run.json", "metrics.jsonl"
 MAX_BYTES = 16 * 2**20  # of a record: a thousand resumes take a tenth of that
+RENAMED = {"search/accepted": "line_search/accepted", "search/tries": "line_search/tries"}
+"""Tags by the name that they have in older files: a search is Optuna's now."""
 
 
 def find_runs(folders: Iterable[str | Path]) -> list[Path]:
@@ -44,7 +46,7 @@ def read_record(path: str | Path) -> dict:
 
 
 def read_rows(path: str | Path) -> list[dict]:
-    """The rows of <path>/metrics.jsonl; [] where there is no such file.
+    """The rows of <path>/metrics.jsonl, their tags under today's names; [] where there is no such file.
 
     The last line may be half-written, by a run in progress or one that was killed: it is then left out.
     Raises:  ValueError (one line, naming file and line) where an earlier line is broken.
@@ -63,5 +65,5 @@ def read_rows(path: str | Path) -> list[dict]:
             whole = False
         if not whole or not all(isinstance(value, int | float | None) for value in row.values()):
             raise ValueError(f"{file}, line {number}: not a row of metrics") from None
-        rows.append(row)
+        rows.append({RENAMED.get(tag, tag): value for tag, value in row.items()})
     return rows

@@ -4,16 +4,22 @@ Hydra's launcher would run its own job loop; submitit alone does all we need: a 
 process as a local one, with the same log and run folder, on a file system that both machines see.
 """
 
+from __future__ import annotations
+
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rl_natgrad.config.overrides import read
 from rl_natgrad.config.refusals import ConfigError, did_you_mean, listing
 from rl_natgrad.sweep.job import announced
 from rl_natgrad.sweep.plan import resuming
 from rl_natgrad.sweep.process import Process
+
+if TYPE_CHECKING:  # an extra, imported only for a cluster
+    import submitit
+    from submitit.helpers import DelayedSubmission
 
 CLUSTERS = {"submitit_slurm": "slurm", "submitit_local": "local"}
 FIXED = ("submitit_folder", "_target_")  # ours, and Hydra's
@@ -25,11 +31,11 @@ class Cluster:
 
     def __init__(self, cluster: str, parameters: dict[str, Any]):
         self._cluster, self._parameters = cluster, parameters
-        self._executor: Any = None
+        self._executor: submitit.AutoExecutor | None = None
         self.at_once = parameters.get("slurm_array_parallelism", 256)  # the queue does the rest
 
     @classmethod
-    def of(cls, words: tuple[str, ...]) -> "Cluster":
+    def of(cls, words: tuple[str, ...]) -> Cluster:
         """From the words hydra/launcher=… and hydra.launcher.…=…; raises ConfigError."""
         given: dict[str, Any] = {key: each.value() for key, each in read(words, launcher=True).items()}
         name = given.pop("hydra/launcher", None)
@@ -60,7 +66,8 @@ class Cluster:
             field if field in shared else f"{cluster}_{field}": values[field] for field in known
         })  # fmt: skip
 
-    def start(self, words: list[str], log: Path) -> "Submitted":
+    def start(self, words: list[str], log: Path) -> Submitted:
+        """Submits a training of these words, whose output goes to `log`."""
         import submitit
 
         if self._executor is None:
@@ -72,12 +79,13 @@ class Cluster:
 
 
 class Submitted:
-    """A job in the queue or on a machine of the cluster."""
+    """A job in the queue or on a machine of the cluster, to be used like a Process."""
 
-    def __init__(self, job: Any, log: Path):
+    def __init__(self, job: submitit.Job[int], log: Path):
         self._job, self._stop = job, _stop_file(log)
 
     def poll(self) -> int | None:
+        """The exit code (-n for signal n), or None while it waits or runs."""
         if not self._job.done():
             return None
         self._stop.unlink(missing_ok=True)
@@ -87,11 +95,13 @@ class Submitted:
             return -signal.SIGKILL
 
     def stop(self) -> None:
+        """Ask it to save and end; where it waits, it never begins."""
         self._stop.touch()  # schedulers signal now one process, now all of them; a file arrives once
         if self._job.state == "PENDING":
             self._job.cancel(check=False)
 
     def kill(self) -> None:
+        """End it, wherever it is."""
         self._job.cancel(check=False)
 
 
@@ -103,6 +113,7 @@ class Task:
         self._process: Process | None = None
 
     def __call__(self) -> int:
+        """The exit code of the training, which is asked to stop once the stop file is there."""
         self._process, stop = Process(self.words, self.log), _stop_file(self.log)
         asked = False
         try:
@@ -115,7 +126,7 @@ class Task:
         finally:
             self._process.kill()
 
-    def checkpoint(self) -> Any:
+    def checkpoint(self) -> DelayedSubmission:
         """Called by submitit on a machine that is about to be taken away: save, and be queued again."""
         from submitit.helpers import DelayedSubmission
 

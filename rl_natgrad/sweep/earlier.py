@@ -32,7 +32,7 @@ class Earlier:
                 if state:
                     self._runs.setdefault(_key(record["config"]), []).append(Found(path, state))
 
-    def take(self, config: Config) -> Found | None:
+    def claim(self, config: Config) -> Found | None:
         """A finished run, else one that somebody runs now, else the interrupted one that got farthest."""
         found = self._runs.get(_key(config.model_dump(mode="json")), [])
         order = ("stopped", "running", "finished")

@@ -14,7 +14,7 @@ from rl_natgrad.run.folder import RunRecord
 from rl_natgrad.run.records import METRICS, read_record
 
 Outcome = Literal["finished", "failed", "stopped", "running", "waiting"]
-HEAD, TAIL = 1 << 16, 1 << 16  # bytes of a log or of metrics.jsonl that are read at a time
+PART = 1 << 16  # bytes of a log or of metrics.jsonl that are read, from its start or its end
 
 
 @dataclass
@@ -93,7 +93,7 @@ def announced(log: Path) -> Path | None:
     """The folder that a log's `run     <path>` line names; None until it is there."""
     try:
         with open(log, "rb") as file:
-            text = file.read(HEAD).decode(errors="surrogateescape")
+            text = file.read(PART).decode(errors="surrogateescape")
     except FileNotFoundError:
         return None
     lines = re.findall(r"^run     (.+)\n", text, re.MULTILINE)
@@ -103,10 +103,7 @@ def announced(log: Path) -> Path | None:
 def newest_row(run: Path) -> dict[str, Any]:
     """The last whole row of metrics.jsonl; {} before the first."""
     try:
-        with open(run / METRICS, "rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(size - TAIL, 0))
-            whole = file.read().rpartition(b"\n")[0]
+        whole = _end_of(run / METRICS).rpartition(b"\n")[0]
         return json.loads(whole.rpartition(b"\n")[2] or b"{}")
     except (OSError, ValueError):
         return {}
@@ -115,9 +112,12 @@ def newest_row(run: Path) -> dict[str, Any]:
 def _last_words(code: int, log: Path) -> str:
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
-    with open(log, "rb") as file:
-        file.seek(max(file.seek(0, 2) - TAIL, 0))
-        lines = file.read().decode(errors="replace").split("\n")
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
-    last = last.removeprefix("error: ")
+    lines = _end_of(log).decode(errors="replace").strip().split("\n")
+    last = lines[-1].strip().removeprefix("error: ") or "it said nothing"
     return last if code else f"ended with exit code 0 before its end ({last})"
+
+
+def _end_of(file: Path) -> bytes:
+    with open(file, "rb") as opened:
+        opened.seek(max(opened.seek(0, 2) - PART, 0))
+        return opened.read()

@@ -21,21 +21,25 @@ class Listed:
         self._left = [job for job in jobs if job.outcome == "waiting"]
 
     def opening(self) -> str:
+        """What there is to do, as part of a line."""
         return counts(self.jobs)
 
     def next(self) -> Job | None:
+        """A job to start; None when there is none."""
         return self._left.pop(0) if self._left else None
 
-    def look(self, job: Job) -> str | None:
-        return None
+    def look(self, job: Job) -> None:
+        """Why a running job may be stopped early: never."""
 
     def ended(self, job: Job) -> None:
-        pass
+        """Nothing is learnt from how a job ended."""
 
     def closing(self, command: str) -> list[str]:
+        """The last lines: the command that runs what is missing, where something is."""
         if all(job.outcome == "finished" for job in self.jobs):
             return []
-        return [f"go on   {going_on(command)}"]
+        word = "sweep.skip_finished=true"
+        return [f"go on   {command if word in command else f'{command} {word}'}"]
 
 
 def new_job(number: int, overrides: list[str], config: Config, folder: Path, label: str = "") -> Job:
@@ -46,7 +50,7 @@ def new_job(number: int, overrides: list[str], config: Config, folder: Path, lab
 
 def adopt(job: Job, earlier: Earlier) -> None:
     """The job is what an earlier run did, or is doing, or goes on where one was interrupted."""
-    found = earlier.take(job.config)
+    found = earlier.claim(job.config)
     if found is None:
         return
     job.run = found.path
@@ -55,12 +59,6 @@ def adopt(job: Job, earlier: Earlier) -> None:
     else:
         job.outcome = "finished" if found.outcome == "finished" else "running"
         job.row = newest_row(found.path)
-
-
-def going_on(command: str) -> str:
-    """The command that runs what is missing."""
-    word = "sweep.skip_finished=true"
-    return command if word in command else f"{command} {word}"
 
 
 def resuming(run: Path, allow_import: bool) -> list[str]:

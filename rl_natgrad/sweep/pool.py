@@ -3,60 +3,24 @@
 import math
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
+from rl_natgrad.sweep.cluster import Submitted
 from rl_natgrad.sweep.job import Job, Outcome
+from rl_natgrad.sweep.plan import Listed
+from rl_natgrad.sweep.process import Process
+from rl_natgrad.sweep.search import Search
+from rl_natgrad.sweep.table import View
 
 TICK = 0.05  # seconds between two looks at whether a process has ended
 LOOK = 1.0  # seconds between two looks at what the jobs have written
 REFUSED = 2  # exit code of a run that could not be resumed: its folder is damaged
 GRACE = 5.0  # seconds a job that took too long has to save and end
 
-
-class Handle(Protocol):
-    """A job that has been started: process.Process, cluster.Submitted."""
-
-    def poll(self) -> int | None: ...
-    def stop(self) -> None: ...
-    def kill(self) -> None: ...
-
-
-class Launcher(Protocol):
-    """Starts jobs; `at_once` is how many it would have at a time."""
-
-    at_once: int
-
-    def start(self, words: list[str], log: Path) -> Handle: ...
-
-
-class View(Protocol):
-    """Is told what happens."""
-
-    def changed(self, job: Job) -> None: ...
-    def looked(self) -> None: ...
-    def note(self, line: str) -> None: ...
-
-
-class Plan(Protocol):
-    """Which jobs there are, and what is learnt from them."""
-
-    jobs: list[Job]
-
-    def opening(self) -> str:
-        """The line that says what there is to do."""
-
-    def next(self) -> Job | None:
-        """A job to start, or None when there is none at the moment."""
-
-    def look(self, job: Job) -> str | None:
-        """Called while it runs. Returns: why it may be stopped early, if so."""
-
-    def ended(self, job: Job) -> None:
-        """Called once when it has ended."""
-
-    def closing(self, command: str) -> list[str]:
-        """The last lines: what came of it, and how to go on."""
+Plan = Listed | Search  # which jobs there are, and what is learnt from them
+Handle = Process | Submitted  # a job that has been started
+Launch = Callable[[list[str], Path], Handle]  # starts a training of these words, which speaks to this log
 
 
 class Running:
@@ -82,10 +46,9 @@ class Pool:
     """
 
     def __init__(
-        self, plan: Plan, launcher: Launcher, at_once: int, *,
-        job_timeout: float | None, fail_fast: bool, view: View,
-    ):  # fmt: skip
-        self.plan, self.launcher, self.at_once, self.view = plan, launcher, at_once, view
+        self, plan: Plan, launch: Launch, at_once: int, *, job_timeout: float | None, fail_fast: bool, view: View
+    ):
+        self.plan, self.launch, self.at_once, self.view = plan, launch, at_once, view
         self.job_timeout, self.fail_fast = job_timeout, fail_fast
         self.running: list[Running] = []
         self.ending, self.stopped, self.signals = False, 0, 0
@@ -95,7 +58,7 @@ class Pool:
         old = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
         looked_at, told = 0.0, False
         try:
-            while self._fill() or self.running:
+            while self._fill():
                 time.sleep(TICK)
                 now = time.monotonic()
                 look = now - looked_at >= LOOK
@@ -106,7 +69,7 @@ class Pool:
                     self._tend(one, now, look)
                 if look:
                     looked_at = now
-                    self.view.looked()
+                    self.view.refresh()
         finally:
             for one in self.running:
                 one.handle.kill()
@@ -114,18 +77,13 @@ class Pool:
                 signal.signal(s, handler)
 
     def _fill(self) -> bool:
-        """Starts what may be started. Returns whether it started something."""
-        started = False
-        while not self.ending and len(self.running) < self.at_once:
-            job = self.plan.next()
-            if job is None:
-                break
+        """Starts what may be started. Returns whether anything runs."""
+        while not self.ending and len(self.running) < self.at_once and (job := self.plan.next()):
             self._start(job)
-            started = True
-        return started
+        return bool(self.running)
 
     def _start(self, job: Job) -> None:
-        self.running.append(Running(job, self.launcher.start(job.words, job.log)))
+        self.running.append(Running(job, self.launch(job.words, job.log)))
         job.outcome = "running"
         self.view.changed(job)
 

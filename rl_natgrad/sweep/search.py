@@ -1,9 +1,11 @@
 """Random and Bayesian search with Optuna: a trial is one job per seed, its value their mean return."""
 
+from __future__ import annotations
+
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
@@ -11,6 +13,7 @@ from rl_natgrad.config import compose
 from rl_natgrad.config.command import Command
 from rl_natgrad.config.overrides import expand, read
 from rl_natgrad.config.refusals import ConfigError
+from rl_natgrad.config.schema import Config
 from rl_natgrad.run import lock
 from rl_natgrad.run.progress import number
 from rl_natgrad.run.records import read_rows
@@ -18,15 +21,19 @@ from rl_natgrad.sweep.earlier import Earlier
 from rl_natgrad.sweep.job import Job
 from rl_natgrad.sweep.plan import adopt, new_job
 
+if TYPE_CHECKING:  # an extra, imported only where something is searched
+    import optuna
+    from optuna.distributions import BaseDistribution
+
 MARKS = 10  # times in a run that the pruner compares it with others, at equal shares of total_steps
 WARM_UP, FIRST = 2, 5  # the first mark at which a trial may be pruned; trials that have to end before
 NOT_SEARCHED = ("search", "sweep", "runs_dir")
 
 
 class Trial:
-    """One of Optuna's trials and its jobs."""
+    """One of Optuna's trials and its jobs.  mark: the last that was reported.  pruned: why, if it was."""
 
-    def __init__(self, asked: Any):
+    def __init__(self, asked: optuna.Trial):
         self.asked, self.jobs, self.mark, self.pruned = asked, list[Job](), 0, ""
 
     def report(self) -> None:
@@ -43,46 +50,35 @@ class Trial:
 class Search:
     """The plan of a search: asks Optuna what to run next, and tells it what came of it."""
 
-    def __init__(self, command: Command):
+    def __init__(self, command: Command, cfg: Config, trials: int):
         try:
             import optuna
         except ImportError:
             raise ConfigError("search.trials needs pip install 'rl-natgrad[search]'") from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._optuna, self.jobs = optuna, list[Job]()
-        cfg = command.config
-        assert cfg is not None and cfg.search.trials is not None  # `of` has looked
-        self._keys, self._runs_dir, self._seed = cfg.search, cfg.runs_dir, cfg.seed
-        self._trials_asked = cfg.search.trials
+        self.jobs = list[Job]()
+        self._cfg, self._trials_asked = cfg, trials
         given = read(command.overrides, sweeps=True)
         self._seeds = expand([_line(given.pop("seed"))], {}) if "seed" in given else [[]]
         self._fixed = [_line(override) for override in given.values() if not override.is_sweep_override()]
-        self._space = {
-            key: _distribution(optuna.distributions, override)
-            for key, override in given.items() if override.is_sweep_override()
-        }  # fmt: skip
+        self._space = {key: _distribution(each) for key, each in given.items() if each.is_sweep_override()}
         self._trials: dict[int, Trial] = {}  # by the number of a job
         self._queue: list[Job] = []
 
     @classmethod
-    def of(cls, command: Command) -> "Search | None":
-        asked = command.config is not None and command.config.search.trials is not None
-        return cls(command) if asked else None
+    def of(cls, command: Command) -> Search | None:
+        """The search that a command asks for, None where it asks for none. Raises: ConfigError."""
+        cfg = command.config
+        return cls(command, cfg, cfg.search.trials) if cfg and cfg.search.trials is not None else None
 
-    def open(self, folder: Path) -> "Search":
-        """Starts the study, or goes on with it.
+    def open(self, folder: Path) -> Search:
+        """Starts the study, or goes on with it; logs go to `folder`.
 
-        Raises: ConfigError, and the folder is gone, where it was another search or is in use.
+        Raises: ConfigError where it was another search, Busy where it is in use; the folder is gone then.
         """
-        try:
-            self._open(folder)
-        except ConfigError:
-            folder.rmdir()
-            raise
-        return self
+        import optuna
 
-    def _open(self, folder: Path) -> None:
-        optuna, keys = self._optuna, self._keys
+        keys = self._cfg.search
         self._folder, self.name = folder, keys.study or folder.name
         home = folder.parent / "studies" / self.name
         known = (home / "study.db").exists()
@@ -90,41 +86,48 @@ class Search:
         self._held = ExitStack()
         try:
             self._held.enter_context(lock.hold(home))
-        except lock.Busy as error:
-            raise ConfigError(str(error)) from None
-        storage = f"sqlite:///{home / 'study.db'}"
-        self._study = optuna.create_study(
-            storage=storage, study_name=self.name, direction="maximize", load_if_exists=True
-        )
-        self._check_same()
+            self._study = optuna.create_study(
+                storage=f"sqlite:///{home / 'study.db'}", study_name=self.name, direction="maximize",
+                load_if_exists=True,
+            )  # fmt: skip
+            self._check_same()
+        except (ConfigError, lock.Busy):
+            folder.rmdir()
+            raise
         trials = self._study.get_trials(deepcopy=False)
-        self._study.sampler = self._sampler(self._seed + len(trials))  # else it would draw the same ones again
-        self._study.pruner = self._pruner()
-        self._earlier = Earlier([self._runs_dir]) if known else None
+        seed = (self._cfg.seed + len(trials)) % 2**32  # another, else it would draw the same ones again
+        if keys.sampler == "random":
+            self._study.sampler = optuna.samplers.RandomSampler(seed)
+        else:  # the constant liar: trials side by side avoid each other
+            self._study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+        pruners = optuna.pruners
+        self._study.pruner = pruners.NopPruner() if keys.pruner == "none" else pruners.MedianPruner(FIRST, WARM_UP)
+        self._earlier = Earlier([self._cfg.runs_dir]) if known else None
         for trial in trials:
             if not trial.state.is_finished():  # a search that was stopped left it
                 self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
                 self._study.enqueue_trial(trial.params)
         self._left = max(self._trials_asked - len(self._done()), 0)
+        return self
 
     def opening(self) -> str:
+        """What there is to do, as part of a line."""
         jobs = f", {len(self._seeds)} jobs each" if len(self._seeds) > 1 else ""
         return f"study {self.name}: {self._left} of {self._trials_asked} trials to do{jobs}"
 
     def next(self) -> Job | None:
-        while True:
-            while self._queue:
-                job = self._queue.pop(0)
-                if job.outcome == "waiting" and not self._trials[job.number].pruned:
-                    return job
-            if self._left == 0:
-                return None
-            self._left -= 1
-            self._ask()
+        """A job to start, of a new trial where the others have none left; None when there is none."""
+        while self._queue or self._left:
+            if not self._queue:
+                self._ask()
+            elif (job := self._queue.pop(0)).outcome == "waiting" and not self._trials[job.number].pruned:
+                return job
+        return None
 
     def look(self, job: Job) -> str | None:
+        """Why a running job may be stopped early: its trial is pruned."""
         trial = self._trials[job.number]
-        if self._keys.pruner != "none" and not trial.pruned:
+        if self._cfg.search.pruner != "none" and not trial.pruned:
             before = trial.mark
             trial.report()
             if trial.mark > before and trial.asked.should_prune():
@@ -133,23 +136,23 @@ class Search:
 
     def ended(self, job: Job) -> None:
         """Tells Optuna once the last job of a trial has ended; one that was only stopped is left to go on."""
-        trial, states = self._trials[job.number], self._optuna.trial.TrialState
-        outcomes = [one.outcome for one in trial.jobs]
+        from optuna.trial import TrialState
+
+        trial = self._trials[job.number]
+        outcomes = {one.outcome for one in trial.jobs}
+        values = [one.value for one in trial.jobs if one.value is not None]
         if "running" in outcomes:
             return
         if trial.pruned:
-            self._study.tell(trial.asked, state=states.PRUNED)
-        elif "failed" in outcomes:
-            self._study.tell(trial.asked, state=states.FAIL)
+            self._study.tell(trial.asked, state=TrialState.PRUNED)
+        elif outcomes == {"finished"} and len(values) == len(trial.jobs):
+            self._study.tell(trial.asked, fmean(values))
+        elif outcomes == {"finished"} or "failed" in outcomes:
+            self._study.tell(trial.asked, state=TrialState.FAIL)
             self._queue = [one for one in self._queue if one not in trial.jobs]
-        elif set(outcomes) == {"finished"}:
-            values = [one.value for one in trial.jobs if one.value is not None]
-            if len(values) < len(trial.jobs):
-                self._study.tell(trial.asked, state=states.FAIL)
-            else:
-                self._study.tell(trial.asked, fmean(values))
 
     def closing(self, command: str) -> list[str]:
+        """The last lines: the best trial, how many are done, and how to go on where some are left."""
         done, lines = self._done(), []
         if any(trial.state.name == "COMPLETE" for trial in done):
             best = self._study.best_trial
@@ -163,6 +166,7 @@ class Search:
 
     def _ask(self) -> None:
         """A new trial's jobs to the queue; those that earlier runs have finished are not run again."""
+        self._left -= 1
         trial = Trial(self._study.ask(self._space))
         chosen = [f"{key}={value}" for key, value in trial.asked.params.items()]
         for seed in self._seeds:
@@ -177,9 +181,10 @@ class Search:
             self._queue.append(job)
         self.ended(trial.jobs[-1])  # where all of it was done before
 
-    def _done(self) -> list[Any]:
-        states = self._optuna.trial.TrialState
-        return self._study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED))
+    def _done(self) -> list[optuna.trial.FrozenTrial]:
+        from optuna.trial import TrialState
+
+        return self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
 
     def _check_same(self) -> None:
         """A study compares trials of one search: the same fixed words, the same space, the same seeds."""
@@ -190,42 +195,34 @@ class Search:
             raise ConfigError(f"search.study={self.name} is another search; choose another name")
         self._study.set_user_attr("search", search)
 
-    def _sampler(self, seed: int) -> Any:
-        samplers = self._optuna.samplers
-        if self._keys.sampler == "random":
-            return samplers.RandomSampler(seed % 2**32)
-        return samplers.TPESampler(seed=seed % 2**32, constant_liar=True)  # trials side by side avoid each other
-
-    def _pruner(self) -> Any:
-        pruners = self._optuna.pruners
-        return pruners.NopPruner() if self._keys.pruner == "none" else pruners.MedianPruner(FIRST, WARM_UP)
-
 
 def _line(override: Override) -> str:
     return override.input_line or ""
 
 
-def _distribution(kinds: Any, override: Override) -> Any:
+def _distribution(override: Override) -> BaseDistribution:
     """interval → a float (int(interval): a whole number), tag(log,…) on a log scale; all else is a choice."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
     value = override.value()
     if isinstance(value, IntervalSweep):
-        whole = isinstance(value.start, int) and isinstance(value.end, int)
-        kind = kinds.IntDistribution if whole else kinds.FloatDistribution
-        return kind(value.start, value.end, log="log" in value.tags)
+        low, high, log = value.start, value.end, "log" in value.tags
+        assert low is not None and high is not None  # the command line has looked
+        if isinstance(low, int) and isinstance(high, int):
+            return IntDistribution(low, high, log=log)
+        return FloatDistribution(low, high, log=log)
     words = [word for [word] in expand([_line(override)], compose.choices())]
     if isinstance(value, RangeSweep) and all(isinstance(x, int) for x in (value.start, value.stop, value.step)):
         values = sorted(int(word.partition("=")[2]) for word in words)
-        return kinds.IntDistribution(values[0], values[-1], step=abs(value.step))
-    return kinds.CategoricalDistribution([word.partition("=")[2] for word in words])
+        return IntDistribution(values[0], values[-1], step=abs(int(value.step)))
+    return CategoricalDistribution([word.partition("=")[2] for word in words])
 
 
 def _marks(job: Job) -> list[float | None]:
     """The running return where the job passed each mark that it has passed."""
-    if job.run is None:
-        return []
     passed: list[float | None] = []
     last = None
-    for row in read_rows(job.run):
+    for row in read_rows(job.run) if job.run else ():
         last = row.get("rollout/return", last)
         while len(passed) < MARKS - 1 and row["step"] >= (len(passed) + 1) * job.config.total_steps / MARKS:
             passed.append(last)

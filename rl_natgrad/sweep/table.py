@@ -1,68 +1,85 @@
 """What a person sees of a sweep: a live table on a terminal, a line now and then elsewhere, a table at the end."""
 
-import time
-from typing import Any, TextIO
+from __future__ import annotations
 
-from rl_natgrad.run.progress import duration, number, two_digits
+import contextlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from rl_natgrad.run.files import write_json
+from rl_natgrad.run.progress import duration, forgiving, number, two_digits
 from rl_natgrad.sweep.job import Job, counts
 
+if TYPE_CHECKING:
+    from rich.live import Live
+
 QUIET = 60.0  # seconds without a line, off a terminal, after which one says how far things are
+SAVE = 1.0  # seconds between two writes of sweep.json while jobs run
 
 
-class Table:
-    """`changed` after a job began or ended, `refresh` about once a second, `close` at the end (or use `with`)."""
+class View:
+    """The jobs on a stream and in <folder>/sweep.json, which say the same. `with` it, the table is live."""
 
-    def __init__(self, jobs: list[Job], stream: TextIO):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
-        self._jobs, self._stream = jobs, stream
-        self._live: Any = None  # rich's own, imported with the first table
+    def __init__(self, jobs: list[Job], folder: Path, command: str, stream: TextIO):
+        self._jobs, self._file, self._command = jobs, folder / "sweep.json", command
+        self._stream = forgiving(stream)
+        self._live: Live | None = None  # imported with the first table
         self._started: dict[int, float] = {}
-        self._said, self._note = time.monotonic(), ""
+        self._said = self._saved = time.monotonic()
+        self._note = ""
 
-    def __enter__(self) -> "Table":
+    def __enter__(self) -> View:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.close()
+        if self._live is not None:
+            self._live.stop()
 
     def changed(self, job: Job) -> None:
+        """A job began or ended: a line, or the table again."""
         if self._stream.isatty():
-            self.refresh()
+            self._draw()
             return
         now = time.monotonic()
+        name = f"{job.number}/{len(self._jobs)} {job.label}".rstrip()
         if job.outcome == "running":
             self._started[job.number] = now
-            self.say(f"start   {self._name(job)}")
+            self.say(f"start   {name}")
             return
         word = "done" if job.outcome == "finished" else job.outcome
         took = duration(now - self._started.get(job.number, now))
-        self.say(f"{word:<7} {self._name(job)} · return {number(job.value)} · {job.error or took}")
+        self.say(f"{word:<7} {name} · return {number(job.value)} · {job.error or took}")
 
     def refresh(self) -> None:
+        """The table again; elsewhere a line where there was none for long; and sweep.json where it is due."""
+        now = time.monotonic()
         if self._stream.isatty():
             self._draw()
-        elif time.monotonic() - self._said >= QUIET:
+        elif now - self._said >= QUIET:
             self.say(f"        {counts(self._jobs)}")
+        if now - self._saved >= SAVE:
+            with contextlib.suppress(OSError):  # jobs outlive a full disk for a while; the last `save` reports it
+                self.save()
 
     def note(self, line: str) -> None:
+        """Something that is no job's: below the table, or a line."""
         if self._stream.isatty():
             self._note = line
             self._draw()
         else:
             self.say(line)
 
-    def close(self) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-
-    def say(self, line: str) -> None:
-        print(line, file=self._stream, flush=True)
+    def say(self, *lines: str) -> None:
+        """Lines that stay."""
+        print(*lines, sep="\n", file=self._stream, flush=True)
         self._said = time.monotonic()
 
-    def _name(self, job: Job) -> str:
-        return f"{job.number}/{len(self._jobs)} {job.label}".rstrip()
+    def save(self) -> None:
+        """Writes sweep.json. Raises: OSError."""
+        write_json(self._file, {"command": self._command, "jobs": [job.record() for job in self._jobs]})
+        self._saved = time.monotonic()
 
     def _draw(self) -> None:
         """As many jobs as the terminal has lines for: those that run first, then the newest ended."""
@@ -76,33 +93,26 @@ class Table:
         room = max(self._live.console.height - 4, 1)
         ended = [job for job in self._jobs if job.outcome not in ("running", "waiting")]
         running = [job for job in self._jobs if job.outcome == "running"]
-        shown = sorted((running + ended[::-1])[:room], key=lambda job: job.number)
-        lines = [*rows_of(live_rows(shown)), "", counts(self._jobs), self._note]
+        rows = [("job", "overrides", "progress", "return", "steps/s", "state")]
+        for job in sorted((running + ended[::-1])[:room], key=lambda job: job.number):
+            rate = job.row.get("time/steps_per_second")
+            share = min(job.row.get("step", 0) / job.config.total_steps, 1)
+            speed = f"{two_digits(rate):,}" if rate else "-"
+            rows.append((str(job.number), job.label, f"{share:.0%}", number(job.value), speed, job.outcome))
+        lines = [*_aligned(rows), "", counts(self._jobs), self._note]
         self._live.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"), refresh=True)
 
 
-def live_rows(jobs: list[Job]) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = [("job", "overrides", "progress", "return", "steps/s", "state")]
-    for job in jobs:
-        rate = job.row.get("time/steps_per_second")
-        share = min(job.row.get("step", 0) / job.config.total_steps, 1)
-        speed = f"{two_digits(rate):,}" if rate else "-"
-        rows.append((str(job.number), job.label, f"{share:.0%}", number(job.value), speed, job.outcome))
-    return rows
-
-
-def closing(jobs: list[Job]) -> list[str]:
+def closing(jobs: Sequence[Job]) -> list[str]:
     """Every job with its outcome, return and folder; then why the failed ones failed."""
     rows = [("job", "overrides", "outcome", "return", "folder")]
-    for job in jobs:
-        rows.append((str(job.number), job.label, job.outcome, number(job.value), str(job.run or "-")))
-    failed = [job for job in jobs if job.outcome == "failed"]
-    return rows_of(rows) + [
-        f"failed  {job.number} {job.label}: {job.error} (all it said: {job.log})" for job in failed
-    ]
+    rows += [(str(job.number), job.label, job.outcome, number(job.value), str(job.run or "-")) for job in jobs]
+    return _aligned(rows) + [
+        f"failed  {job.number} {job.label}: {job.error} (all it said: {job.log})"
+        for job in jobs if job.outcome == "failed"
+    ]  # fmt: skip
 
 
-def rows_of(rows: list[tuple[Any, ...]]) -> list[str]:
-    """The rows with their columns aligned."""
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
