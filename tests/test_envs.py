@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 import typing
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from environments import Counting
 from gymnasium import spaces
 
 from rl_natgrad.config.schema import Env
@@ -259,6 +261,25 @@ def test_every_backend_has_all_of_the_contract(opened, backend):
     assert {*Envs.__annotations__, *(name for name in vars(Envs) if name[0] != "_")} <= set(dir(e))
     assert (e.backend, e.num_envs, e.restorable, e.note) == (backend, 3, backend != "envpool", None)
     assert e.raw_observation_space.shape == (4,) and e.raw_action_space == spaces.Discrete(2)
+
+
+@pytest.mark.skipif(not _has("Box2D"), reason="needs the extra that brings Box2D")
+@pytest.mark.parametrize("has_world", [True, False])
+def test_an_environment_with_a_box2d_world_is_built_for_each_episode(opened, has_world):
+    from Box2D import b2World
+
+    class Falling(Counting):
+        def __init__(self):
+            super().__init__()
+            self.sim = b2World() if has_world else None
+
+    gym.register("Falling-v0", Falling)
+    with warnings.catch_warnings(action="ignore"):  # that it is registered anew
+        e = opened("Falling-v0", num_envs=1)
+    e.reset()
+    first = e.episodes.all[0].env.unwrapped
+    play(e, actions(e, 8))  # past an end
+    assert (e.episodes.all[0].env.unwrapped is first) != has_world
 
 
 # Choosing

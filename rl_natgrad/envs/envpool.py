@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rl_natgrad.envs.contract import Rows
 from rl_natgrad.envs.cores import cores
-from rl_natgrad.envs.episode import episode_seed
+from rl_natgrad.envs.episode import Recipe, episode_seed
 from rl_natgrad.envs.errors import EnvError, EnvSetupError, one_line
 from rl_natgrad.envs.spaces import ObservationMap, WithSpaces
 
@@ -21,8 +21,8 @@ class EnvpoolEnvs(WithSpaces):
 
     backend, restorable = "envpool", False
 
-    def __init__(self, id: str, num_envs: int, seed: int, kwargs: dict[str, Any]) -> None:
-        self.id, self.num_envs = id, num_envs
+    def __init__(self, recipe: Recipe, num_envs: int) -> None:
+        self.id, self.num_envs = recipe.id, num_envs
         try:
             import envpool
         except ImportError as error:
@@ -32,15 +32,15 @@ class EnvpoolEnvs(WithSpaces):
             warnings.simplefilter("ignore")  # float64 bounds rounded to float32, for each environment
             try:
                 self.env = envpool.make(
-                    id.removeprefix("ALE/"),
+                    self.id.removeprefix("ALE/"),
                     env_type="gymnasium",
                     num_envs=num_envs,
                     num_threads=min(num_envs, cores()),
-                    env_seed=[episode_seed(seed, i, 0) for i in range(num_envs)],
-                    **kwargs,
+                    env_seed=[episode_seed(recipe.seed, i, 0) for i in range(num_envs)],
+                    **recipe.kwargs,
                 )
             except Exception as error:
-                raise EnvSetupError(f"{id} on envpool: {one_line(error)}") from error
+                raise EnvSetupError(f"{self.id} on envpool: {one_line(error)}") from error
             raw, action = self.env.observation_space, self.env.action_space
         if not isinstance(raw, spaces.Box):
             raise EnvSetupError(f"observation space {raw} is not supported on envpool; use env.backend=sync")

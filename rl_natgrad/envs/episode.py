@@ -92,13 +92,13 @@ class Episode:
             self.limit, self.env = self.env._max_episode_steps, self.env.env
         if type(self.env) is OrderEnforcing:
             self.env = self.env.env
-        world = type(getattr(self.env.unwrapped, "world", None))
-        self.remembers = world.__module__.startswith("Box2D")
+        # the order of contacts in a used Box2D world depends on past episodes
+        self.remembers = "b2World" in [type(part).__name__ for part in vars(self.env.unwrapped).values()]
 
     def reset(self, out: NDArray) -> None:
         """Begins the next episode; its first observation goes into `out`."""
         if self.remembers and self.number >= 0:
-            self._build()  # the order of contacts in a used Box2D world depends on past episodes
+            self._build()
         self.number += 1
         self.actions, self.done, self.terminated, self.truncated = [], False, False, False
         seed = episode_seed(self.recipe.seed, self.index, self.number)
@@ -197,9 +197,7 @@ def _no_model_warnings(spec: EnvSpec) -> Iterator[None]:
 
 
 def _arity(result: Any) -> str:
-    if isinstance(result, tuple):
-        return f"{len(result)} values"
-    return f"a {type(result).__name__}"
+    return f"{len(result)} values" if isinstance(result, tuple) else f"a {type(result).__name__}"
 
 
 class Episodes:

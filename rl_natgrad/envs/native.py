@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from numpy.typing import NDArray
 
 from rl_natgrad.envs.contract import Rows
-from rl_natgrad.envs.errors import EnvError, one_line
+from rl_natgrad.envs.episode import Recipe
+from rl_natgrad.envs.errors import EnvError, EnvSetupError, one_line
 from rl_natgrad.envs.positions import check_kind
 from rl_natgrad.envs.spaces import WithSpaces
 
@@ -19,6 +21,11 @@ from rl_natgrad.envs.spaces import WithSpaces
 # the arguments both take. The JAX ones of Gymnasium do not qualify: they keep their state out of reach.
 NATIVE = {"CartPole-v0": {"sutton_barto_reward"}, "CartPole-v1": {"sutton_barto_reward"}}
 ARRAYS = ("state", "steps", "prev_done")  # where Gymnasium's environments stand
+
+
+def is_native(recipe: Recipe) -> bool:
+    """Whether there is a vectorised environment of this id that takes these arguments."""
+    return recipe.id in NATIVE and recipe.kwargs.keys() <= NATIVE[recipe.id]
 
 
 class Unchecked(spaces.Space):
@@ -35,9 +42,13 @@ class NativeEnvs(WithSpaces):
 
     backend, restorable = "native", True
 
-    def __init__(self, id: str, limit: int, num_envs: int, seed: int, kwargs: dict[str, Any]) -> None:
+    def __init__(self, recipe: Recipe, num_envs: int) -> None:
+        id, seed, limit = recipe.id, recipe.seed, recipe.spec.max_episode_steps or sys.maxsize
+        if not is_native(recipe):
+            what = " with these env.kwargs" if id in NATIVE else ""
+            raise EnvSetupError(f"{id} has no vectorised environment{what}; use env.backend=sync")
         self.id, self.num_envs, self.seed = id, num_envs, seed
-        self.env = CartPoleVectorEnv(num_envs, limit, **kwargs)
+        self.env = CartPoleVectorEnv(num_envs, limit, **recipe.kwargs)
         super().__init__(self.env.single_observation_space, self.env.single_action_space)
         self.env.action_space = Unchecked()
 

@@ -20,10 +20,6 @@ class Positions(NamedTuple):
     numbers: list[int]
     actions: list[NDArray]
 
-    def part(self, start: int, stop: int) -> Positions:
-        """Those of the environments from `start` to before `stop`."""
-        return Positions(self.numbers[start:stop], self.actions[start:stop])
-
     def state(self, obs: NDArray) -> dict[str, Any]:
         """As plain arrays: episode (B,), length (B,), actions (Σ length, *A), and obs (B, *O), seen there."""
         return {

@@ -170,6 +170,7 @@ def _box_actions(space: spaces.Box) -> tuple[spaces.Box, Callable[[NDArray], NDA
     symmetric = finite and np.array_equal(low, -high)  # high · clip(a) is exact at its ends
 
     def to_env(action: NDArray) -> NDArray:
+        """The environment's own actions."""
         action = action.reshape(-1, *space.shape)
         if finite:
             action = np.minimum(np.maximum(action, -1.0), 1.0)

@@ -59,10 +59,10 @@ def _die_with_parent(job: dict[str, Any]) -> None:
 
 
 def _build(job: dict[str, Any]) -> tuple[Episodes, NDArray]:
-    actions, obs, reward, terminated, truncated, at = shared(job["memory"], job["fields"])
+    actions, *results, at = shared(job["memory"], job["fields"])
     mine = slice(*job["indices"])
     episodes = Episodes(Recipe.from_dict(job["recipe"]), range(*job["indices"]))
-    episodes.attach(obs[mine], reward[mine], terminated[mine], truncated[mine], at[job["worker"] :])
+    episodes.attach(*(array[mine] for array in results), at[job["worker"] :])
     return episodes, actions[mine]
 
 

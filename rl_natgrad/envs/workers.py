@@ -84,11 +84,11 @@ class AsyncEnvs(WithSpaces):
             ([W], "<i8"),
         ]
         memory = memory_file(fields)
-        self.actions, self.obs, self.reward, self.terminated, self.truncated, self.at = shared(memory, fields)
+        self.actions, *results, self.at = shared(memory, fields)
+        self.obs, self.reward, self.terminated, self.truncated = results
         self.at[:] = [first for first, _ in self.indices]
         k = len(self.own.all)
-        here = (self.obs[:k], self.reward[:k], self.terminated[:k], self.truncated[:k])
-        self.own.attach(*here, np.zeros(1, np.int64))
+        self.own.attach(*(array[:k] for array in results), np.zeros(1, np.int64))
         self.watchdog = Watchdog(self.own, self.recipe.timeout) if k else None
         job = {"recipe": self.recipe.to_dict(), "fields": fields, "memory": memory, "parent": os.getpid()}
         job["spin"] = self.spin
@@ -144,10 +144,11 @@ class AsyncEnvs(WithSpaces):
         """Replays fresh environments to there; their observations, and who came back different."""
         whole = Positions.of(state, self.obs, self.raw_action_space)
         self.number, self.length = state["episode"].copy(), state["length"].copy()
-        mine, theirs = whole.part(0, len(self.own.all)), [whole.part(*share).encode() for share in self.indices]
+        shares = [(0, len(self.own.all)), *self.indices]
+        mine, *theirs = (Positions(whole.numbers[a:b], whole.actions[a:b]) for a, b in shares)
         # A replay is many steps, each of which may take its time.
         patience = self.recipe.timeout * (1 + int(self.length.max()))
-        self._ask(b"l", "replay", lambda: self.own.load(mine), theirs, patience)
+        self._ask(b"l", "replay", lambda: self.own.load(mine), [each.encode() for each in theirs], patience)
         self.done = self.terminated | self.truncated
         return self.obs, differing(self.obs, state["obs"])
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from rl_natgrad.config.schema import Config
 from rl_natgrad.envs.checks import Checks
 from rl_natgrad.envs.errors import EnvSetupError, one_line
-from rl_natgrad.envs.make import sync
+from rl_natgrad.envs.make import make
+from rl_natgrad.envs.sync import SyncEnvs
 from rl_natgrad.rollout.play import play
 from rl_natgrad.training.evaluation import streams
 
@@ -32,13 +33,15 @@ def record(cfg: Config, act: Callable[[NDArray], NDArray], file: Path) -> float:
     if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
         os.environ.setdefault("MUJOCO_GL", "egl")  # the defaults of MuJoCo and pygame need a display
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-    env = cfg.env.model_copy(update={"kwargs": cfg.env.kwargs | {"render_mode": "rgb_array"}})
-    envs = sync(env, 1, streams(cfg)[1])
+    kwargs = cfg.env.kwargs | {"render_mode": "rgb_array"}
+    envs = make(cfg.env.model_copy(update={"backend": "sync", "kwargs": kwargs}), 1, streams(cfg)[1])
+    assert isinstance(envs, SyncEnvs)  # whose environments are here, where they can draw
     one = envs.episodes.all[0]
     draft = file.with_name(f".{file.stem}.{os.getpid()}.tmp.mp4")
     writer: Any = None
 
     def draw() -> None:
+        """Writes a picture of now."""
         nonlocal writer
         frame = _frame(one.env, cfg.env.id)
         if writer is None:
@@ -47,6 +50,7 @@ def record(cfg: Config, act: Callable[[NDArray], NDArray], file: Path) -> float:
         writer.write_frame(frame)
 
     def act_and_draw(obs: NDArray) -> NDArray:
+        """`act`, and a picture of what it sees."""
         draw()
         return act(obs)
 

@@ -25,10 +25,6 @@ Check = Callable[[NDArray, NDArray, NDArray, NDArray], None]
 an environment misbehaved.  length (B,): steps of the episodes that go on in row 0, −1 where that is the reset."""
 
 
-def unchecked(obs: NDArray, reward: NDArray, done: NDArray, length: NDArray) -> None:
-    """A check that takes everything."""
-
-
 @dataclass(frozen=True)
 class Rollout:
     """T × B rows. Row t is the step from obs[t] by action[t] to obs[t + 1].
@@ -62,7 +58,7 @@ class Collector:
     envs: Envs
     horizon: int
     rng: np.random.Generator
-    check: Check = unchecked
+    check: Check = lambda *rows: None
     obs: NDArray | None = field(default=None, init=False)  # (B, *O), where the next rollout starts
     prev_done: NDArray = field(init=False)  # (B,) bool: the next row is a reset
     episode_return: NDArray = field(init=False)  # (B,) so far

@@ -1,26 +1,18 @@
 """Running mean and variance, in float64, updated between rollouts and never within one."""
 
-from dataclasses import dataclass, field
-
 import numpy as np
 from numpy.typing import NDArray
 
 
-@dataclass
 class RunningMoments:
-    """Mean and variance of all samples so far, of shape S each.
+    """Mean and variance of all samples so far, of `shape` S each.
 
     Chan et al. 1979: merging (n, mean, M₂) of batches is exact, and keeps its precision where a sum of
     squares loses it.
     """
 
-    shape: tuple[int, ...]
-    count: float = 0.0
-    mean: NDArray = field(init=False)
-    m2: NDArray = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.mean, self.m2 = np.zeros(self.shape), np.zeros(self.shape)
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.count, self.mean, self.m2 = 0.0, np.zeros(shape), np.zeros(shape)
 
     def update(self, x: NDArray) -> None:
         """Adds the samples x (N, *S)."""
@@ -38,7 +30,7 @@ class RunningMoments:
     def std(self) -> NDArray:
         """Population standard deviation; 1 before the first sample and where nothing has varied."""
         if self.count == 0:
-            return np.ones(self.shape)
+            return np.ones_like(self.mean)
         std = np.sqrt(self.m2 / self.count)
         return np.where(std > 1e-8, std, 1.0)
 
@@ -51,15 +43,11 @@ class RunningMoments:
         self.count, self.mean, self.m2 = float(state["count"]), state["mean"].copy(), state["m2"].copy()
 
 
-@dataclass
 class ObservationNormalizer:
     """(obs − mean) / std, clipped to ±10, with the moments as they were at the last `update`."""
 
-    shape: tuple[int, ...]
-    moments: RunningMoments = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.moments = RunningMoments(self.shape)
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.moments = RunningMoments(shape)
         self._freeze()
 
     def __call__(self, obs: NDArray) -> NDArray:

@@ -6,17 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rl_natgrad.envs.contract import Envs
-from rl_natgrad.rollout.collector import Check, unchecked
+from rl_natgrad.rollout.collector import Check
 
 LIMIT = 108_000  # steps of an episode in an environment without a time limit: the longest that Gymnasium sets
 
 
 def play(
-    envs: Envs,
-    act: Callable[[NDArray], NDArray],
-    check: Check = unchecked,
-    *,
-    limit: int = LIMIT,
+    envs: Envs, act: Callable[[NDArray], NDArray], check: Check = lambda *rows: None, *, limit: int = LIMIT
 ) -> tuple[NDArray, NDArray]:
     """The first episode of each environment: as many episodes, whatever their lengths, so none is favoured.
 
