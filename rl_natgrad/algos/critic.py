@@ -162,7 +162,7 @@ class LBFGSFit(Stateless):
             param.grad = lin.vjp(error * (2 / len(x)))
             return (error * error).mean()
 
-        optimizer.step(loss)  # type: ignore[arg-type]  # torch says float, and takes what float() does
+        optimizer.step(loss)
         return param.detach()
 
 
