@@ -16,8 +16,10 @@ from rl_natgrad.config.refusals import ConfigError
 # words, and what the one line must say
 REFUSED = [
     # the key is wrong
-    ("algo.max_kl=0.1", "unknown key 'algo.max_kl'; did you mean 'algo.delta'?"),
-    ("max_kl=0.1", "unknown key 'max_kl'; did you mean 'algo.delta'?"),
+    ("algo.max_kl=0.1", "unknown key 'algo.max_kl'; algo=trpo has delta, max_backtracks, shrink, gamma, lam and"),
+    ("solver=identity solver.xyzzy=1", "unknown key 'solver.xyzzy'; solver=identity has no keys"),
+    ("eval.xyzzy=1", "unknown key 'eval.xyzzy'; eval has episodes and every"),
+    ("max_kl=0.1", "unknown key 'max_kl'; --help lists them"),
     ("totalsteps=5", "unknown key 'totalsteps'; did you mean 'total_steps'?"),
     ("n_envs=4", "unknown key 'n_envs'; did you mean 'num_envs'?"),
     ("xyzzy=1", "unknown key 'xyzzy'; --help lists them"),
@@ -110,7 +112,7 @@ REFUSED = [
     ("--algo trpo", "unknown option '--algo'; write algo=trpo"),
     ("--algo=trpo", "unknown option '--algo'; write algo=trpo"),
     ("--algo env=CartPole", "unknown option '--algo'; write algo=…"),
-    ("--max-kl 0.1", "unknown option '--max-kl'; write algo.delta=0.1"),
+    ("--delta 0.1", "unknown option '--delta'; write algo.delta=0.1"),
     ("--num_envs=4", "unknown option '--num_envs'; write num_envs=4"),
     ("--env-id Pendulum-v1", "unknown option '--env-id'; write env.id=Pendulum-v1"),
     ("--xyzzy", "unknown option '--xyzzy'; see --help"),

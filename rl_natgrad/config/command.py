@@ -19,7 +19,7 @@ from rl_natgrad import __version__
 from rl_natgrad.config import compose
 from rl_natgrad.config.experiment import unfold
 from rl_natgrad.config.overrides import MAX_JOBS, corners, expand, is_launcher, read
-from rl_natgrad.config.refusals import ELSEWHERE, ConfigError, leaves, nearest, show
+from rl_natgrad.config.refusals import ConfigError, leaves, nearest, show
 from rl_natgrad.config.schema import DEPENDENT, Config
 from rl_natgrad.run.errors import say
 
@@ -148,11 +148,10 @@ def _not_an_option(name: str, value: str) -> str:
     return f"unknown option {name!r}; " + (f"write {key}={value}" if key else "see --help")
 
 
-def _key(word: str) -> str | None:
-    """The key that a word means: itself, what other libraries call so, or the nearest."""
-    keys = [*compose.choices(), *leaves(compose.load([]).model_dump(exclude_none=True))]
-    ours = [word, *ELSEWHERE.get(word, [])]
-    return next((key for key in ours if key in keys), None) or (ours[1] if ours[1:] else nearest(word, keys))
+def _key(word: str) -> str:
+    """The key of the default configuration that a word is most like; empty where none is."""
+    keys = nearest(word, [*compose.choices(), *leaves(compose.load([]).model_dump(exclude_none=True))])
+    return keys[0] if keys else ""
 
 
 def _check_bare(words: list[str]) -> None:
