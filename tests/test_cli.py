@@ -1,6 +1,7 @@
 """The command line: what each malformed one is told, and that being told leaves nothing behind."""
 
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -79,6 +80,7 @@ REFUSED = [
     ("policy.hidden=[64,-1]", "policy.hidden must be a list, each a whole number >= 1"),
     ("algo=pg optimizer.betas=[0.9]", "optimizer.betas must be a list of 2"),
     ("solver=woodbury solver.damping=0", "solver.damping must be a number > 0, got 0"),
+    ("solver=woodbury fisher=kl_hessian", "needs a Fisher with rows: fisher must be gauss_newton or"),
     ("env.kwargs=3", "env.kwargs must be a mapping"),
     ("runs_dir=", "runs_dir must be text"),
     ("fisher.fraction=0", "fisher.fraction must be a number > 0 and <= 1, got 0"),
@@ -188,6 +190,17 @@ def test_malformed_in_a_process_of_its_own(words, tmp_path):
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_was_never_possible_is_not_resumed(tmp_path):
+    tree = compose.load(["solver=woodbury"]).model_dump(mode="json")
+    tree["fisher"]["name"] = "kl_hessian"
+    record = json.dumps({"config": tree, "outcome": "failed"})
+    (tmp_path / "run.json").write_text(record)
+    done = python("import sys; from rl_natgrad.train import main; sys.exit(main())", f"resume={tmp_path}")
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert "run.json: solver=woodbury needs a Fisher with rows: fisher must be gauss_newton or" in done.stderr
+    assert (tmp_path / "run.json").read_text() == record
 
 
 def test_train():

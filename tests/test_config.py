@@ -207,6 +207,8 @@ def test_nearest_prefers_the_last_part_of_a_name():
 
 # files from elsewhere
 
+WOODBURY = {"name": "woodbury", "damping": 0.1, "max_gib": 2.0}
+
 
 @pytest.mark.parametrize("change, part", [
     ({"_target_": "os.system"}, "unknown key '_target_'"),
@@ -217,6 +219,7 @@ def test_nearest_prefers_the_last_part_of_a_name():
     ({"solver": None}, "algo=trpo needs solver"),
     ({"optimizer": {"name": "sgd", "lr": 0.1}}, "algo=trpo has no optimizer"),
     ({"fisher": {"name": "exact", "fraction": 1.0}}, "fisher.name must be"),
+    ({"fisher": {"name": "kl_hessian", "fraction": 1.0}, "solver": WOODBURY}, "needs a Fisher with rows"),
     ({"seed": "0"}, "seed must be a whole number"),
     ({"seed": True}, "seed must be"),
     ({"eval": 3}, "eval must be"),

@@ -273,6 +273,9 @@ class Config(Section):
             if (getattr(self, group) is None) == (group in self.algo.groups):
                 verb = "needs" if group in self.algo.groups else "has no"
                 raise ValueError(f"algo={self.algo.name} {verb} {group}")
+        if isinstance(self.solver, Woodbury) and self.fisher and self.fisher.name == "kl_hessian":
+            raise ValueError("solver=woodbury needs a Fisher with rows: fisher must be gauss_newton or empirical, "
+                             "got kl_hessian")
         if not 2 <= self.num_envs * self.horizon <= MAX_BATCH:
             raise ValueError(f"horizon × num_envs must be 2 to {MAX_BATCH:,} samples per update, "
                              f"got {self.horizon} × {self.num_envs}")
