@@ -12,6 +12,7 @@ import yaml
 
 from rl_natgrad.config import command as cli
 from rl_natgrad.config import compose
+from rl_natgrad.config.help import EXAMPLES, PROGRAM
 from rl_natgrad.config.refusals import ConfigError
 
 # words, and what the one line must say
@@ -299,11 +300,11 @@ def test_help_has_a_line_for_every_file_and_every_common_key():
                        for line in text.splitlines() if line.startswith("  "))
     for key in ("seed=0", "total_steps=100_000", "eval.episodes=20", "algo.delta=0.01", "sweep.jobs=null"):
         assert f"\n  {key} " in text
-    assert text.count(cli.PROGRAM) == 4 and "--cfg job" in text and max(map(len, text.splitlines())) <= 110
+    assert text.count(PROGRAM) == 4 and "--cfg job" in text and max(map(len, text.splitlines())) <= 110
 
 
 def test_help_examples_are_accepted():
-    for words in cli.EXAMPLES:
+    for words in EXAMPLES:
         cli.parse([word.strip("'") for word in words.split()])
 
 

@@ -17,9 +17,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from rl_natgrad.config import refusals as say
+from rl_natgrad.config.explain import belongs, explain, unknown
 from rl_natgrad.config.overrides import read
-from rl_natgrad.config.refusals import ConfigError
+from rl_natgrad.config.refusals import ConfigError, did_you_mean, listing, show
 from rl_natgrad.config.schema import DEPENDENT, MODELS, Config
 
 __all__ = ["Config", "ConfigError", "choices", "config_dir", "load", "override", "validate"]
@@ -37,7 +37,7 @@ def load(overrides: Iterable[str]) -> Config:
     config = validate(tree)
     if not _is_env(config.env.id, config.env.backend):
         raise ConfigError(f"env.id must be a registered Gymnasium id or module:Name-v0, got {config.env.id!r}"
-                          + say.did_you_mean(config.env.id, _newest_ids()))
+                          + did_you_mean(config.env.id, _newest_ids()))
     return config
 
 
@@ -46,7 +46,7 @@ def validate(tree: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as e:
-        raise ConfigError(say.explain(e.errors(include_url=False)[0])) from None
+        raise ConfigError(explain(e.errors(include_url=False)[0])) from None
 
 
 def override(config: Config, overrides: Iterable[str], allowed: Collection[str]) -> Config:
@@ -58,7 +58,7 @@ def override(config: Config, overrides: Iterable[str], allowed: Collection[str])
             _assign(tree, key, given.value())  # first, so that an unknown key is answered as such
         if key not in allowed:
             raise ConfigError(f"{key} is fixed by the run that is resumed, got {given.input_line}; "
-                              f"{say.listing(sorted(allowed))} can change")
+                              f"{listing(sorted(allowed))} can change")
     return validate(tree)
 
 
@@ -82,8 +82,8 @@ def choices() -> dict[str, list[str]]:
 
 def _choice(group: str, value: Any) -> str:
     if value not in choices()[group]:
-        raise ConfigError(f"{group} must be {say.listing(choices()[group], 'or')}, got {say.show(value)}"
-                          + say.did_you_mean(str(value), choices()[group]))
+        raise ConfigError(f"{group} must be {listing(choices()[group], 'or')}, got {show(value)}"
+                          + did_you_mean(str(value), choices()[group]))
     return value
 
 
@@ -91,7 +91,7 @@ def _compose(files: dict[str, str]) -> dict[str, Any]:
     tree = _compose_files(**{group: name for group, name in files.items() if group not in DEPENDENT})
     for group in files:
         if group in DEPENDENT and group not in tree:
-            raise ConfigError(say.belongs(group, tree))
+            raise ConfigError(belongs(group, tree))
     return _compose_files(**files)
 
 
@@ -127,13 +127,13 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
         if isinstance(node, dict):
             node = node.setdefault(part, {}) if free else node.get(part)
     if not isinstance(node, dict) or not (last in node or free):
-        raise ConfigError(say.unknown(key, tree))
+        raise ConfigError(unknown(key, tree))
     if last == "name" and path and path[0] in MODELS:
         raise ConfigError(f"{key} is set by the choice of a file; write {path[0]}={value}")
     if isinstance(node.get(last), dict) and not key.startswith("env.kwargs"):
         if not isinstance(value, dict):
-            raise ConfigError(f"{key} is a section of keys, got {say.show(value)}; "
-                              f"write {key}.<key>=…, with {say.listing(node[last], 'or')}")
+            raise ConfigError(f"{key} is a section of keys, got {show(value)}; "
+                              f"write {key}.<key>=…, with {listing(node[last], 'or')}")
         for name, inner in value.items():
             _assign(tree, f"{key}.{name}", inner)
     else:
@@ -149,7 +149,7 @@ def _resolve_env(values: dict[str, Any]) -> None:
         if not _is_env(name, values.get("env.backend", "auto")):
             raise ConfigError(f"env must be {', '.join(choices()['env'])}, a registered Gymnasium id "
                               f"or module:Name-v0, got {name!r}"
-                              + say.did_you_mean(name, choices()["env"] + _newest_ids()))
+                              + did_you_mean(name, choices()["env"] + _newest_ids()))
         if "env.id" in values:
             raise ConfigError(f"env.id is given twice: env={name} and env.id={values['env.id']}")
         values["env.id"] = name
