@@ -146,7 +146,7 @@ def test_other_libraries_may_differ(tmp_path):
     ("argv", "expected"),
     [
         (["byy=algo"], "unknown option 'byy'; did you mean 'by'?"),
-        (["--metrics=seed", "by=algo"], "unknown option '--metrics'; write metric=seed"),
+        (["--metrics=seed", "by=algo"], "unknown option '--metrics=seed'; write metric=seed"),
         (["--xyzzy"], "unknown option '--xyzzy'; see --help"),
         (["qqq=3"], "unknown option 'qqq'; there are by, x, metric, threshold, out, failed and unfinished"),
         (["by=algo", "by=seed"], "by is given twice"),

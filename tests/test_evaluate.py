@@ -207,7 +207,7 @@ WRONG = [
     (["run={run}", "+video"], "expected key=value, got '+video'; write video=…"),
     (["run={run}", "episodes", "3"], "expected key=value, got 'episodes'; write episodes=3"),
     (["run={run}", "--episodes", "3"], "unknown option '--episodes'; write episodes=3"),
-    (["run={run}", "--checkpoint=best"], "unknown option '--checkpoint'; write checkpoint=best"),
+    (["run={run}", "--checkpoint=best"], "unknown option '--checkpoint=best'; write checkpoint=best"),
     (["run={run}", "--xyzzy"], "unknown option '--xyzzy'; see --help"),
     *[(["run={run}", f"episodes={n}"], "whole number") for n in ("0", "-1", "1.5", "nan", "1e9", "99999999", "²")],
     *[(["run={run}", f"checkpoint={n}"], "last, best or") for n in ("-1", "../x", "9" * 40, "")],

@@ -4,24 +4,26 @@ Nothing is written before `parse` has returned: a refused command or sweep leave
 """
 
 import io
-import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from itertools import pairwise
 
 import yaml
 
 from rl_natgrad import __version__
 from rl_natgrad.config import compose
 from rl_natgrad.config.experiment import unfold
-from rl_natgrad.config.explain import leaves
+from rl_natgrad.config.explain import keys
 from rl_natgrad.config.help import help_text
+from rl_natgrad.config.options import instead
 from rl_natgrad.config.overrides import MAX_JOBS, corners, expand, is_launcher, read
-from rl_natgrad.config.refusals import ConfigError, nearest, show
-from rl_natgrad.config.schema import DEPENDENT, Config
+from rl_natgrad.config.refusals import ConfigError, show
+from rl_natgrad.config.schema import Config
 from rl_natgrad.run.errors import say
 
+SHORT = {"-m": "--multirun", "-c": "--cfg", "-p": "--package", "-h": "--help"}
+FLAGS = (*SHORT.values(), "--version")
 NOT_HERE = {
     "-cn --config-name": "there is one configuration; choose its parts with algo=…, env=… and so on",
     "-cd --config-dir -cp --config-path": "configurations are the files in configs/; add one there",
@@ -34,127 +36,132 @@ NOT_HERE = {
 }
 
 
-class Job(NamedTuple):
-    """One run of a sweep."""
+@dataclass(frozen=True)
+class NewRun:
+    """A run to start, alone or as a job of a sweep: its words, and the configuration that they give."""
 
     overrides: list[str]
     config: Config
 
 
 @dataclass(frozen=True)
-class Command:
-    """What argv asks for.
+class Resume:
+    """A run to go on with, its folder or checkpoint; the other words are not checked, see compose.override."""
 
-    train      config, overrides
-    resume     resume (the run folder), overrides: those beside it, read but not checked; see compose.override
-    multirun   jobs; config: the first job's, for sweep and runs_dir; launcher: the hydra/launcher words;
-               of a search (config.search.trials), overrides are what to search, and jobs its corners
-    help, cfg, version   text, for standard output
+    run: str
+    overrides: list[str]
+
+
+@dataclass(frozen=True)
+class Multirun:
+    """A sweep, or a search where search.trials is given.
+
+    jobs: its runs; of a search, those at the ends of its intervals.  overrides: its words; of an experiment of
+    several sweeps, the first's.  launcher: the hydra/launcher words.
     """
 
-    kind: Literal["train", "resume", "multirun", "help", "cfg", "version"]
-    config: Config | None = None
-    overrides: tuple[str, ...] = ()
-    resume: str = ""
-    jobs: tuple[Job, ...] = ()
-    launcher: tuple[str, ...] = ()
-    text: str = ""
+    jobs: list[NewRun]
+    overrides: list[str]
+    launcher: tuple[str, ...]
+
+    @property
+    def config(self) -> Config:
+        """The first job's: for the keys of the whole sweep, which are the same in all."""
+        return self.jobs[0].config
 
 
-def command(argv: Sequence[str]) -> Command:
-    """`parse` for a main program: texts are printed (exit 0), a refusal is one line on stderr (exit 2)."""
+Request = NewRun | Resume | Multirun
+
+
+def parse_or_exit(argv: Sequence[str]) -> Request:
+    """`parse` for a main program: a text is printed (exit 0), a refusal is one line on stderr (exit 2)."""
     try:
         asked = parse(argv)
     except ConfigError as e:
         sys.exit(say(e, 2))
-    if asked.kind in ("help", "cfg", "version"):
+    if isinstance(asked, str):
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # δ on a terminal that has only ASCII
-        print(asked.text)
+        print(asked)
         sys.exit(0)
     return asked
 
 
-def parse(argv: Sequence[str]) -> Command:
-    """What these words ask for, composed and validated; raises ConfigError with the one line to print."""
+def parse(argv: Sequence[str]) -> Request | str:
+    """What these words ask for, composed and validated, or the text that they ask to print.
+
+    Raises: ConfigError with the one line to print.
+    """
     flags, words = _split(argv)
-    if "help" in flags:
-        return Command("help", text=help_text())
-    if "version" in flags:
-        return Command("version", text=f"rl_natgrad {__version__}")
+    if "--help" in flags:
+        return help_text()
+    if "--version" in flags:
+        return f"rl_natgrad {__version__}"
     _check_bare(words)
-    if "package" in flags and "cfg" not in flags:
+    if "--package" in flags and "--cfg" not in flags:
         raise ConfigError("-p goes with --cfg job; see --help")
-    if "multirun" in flags:
-        if "cfg" in flags:
+    if "--multirun" in flags:
+        if "--cfg" in flags:
             raise ConfigError("--cfg job prints one configuration; leave out -m")
         return _multirun(words)
     [words, *more] = unfold(words)
     if more:
         raise ConfigError("this experiment is several sweeps; write -m")
-    if "cfg" in flags:
-        return Command("cfg", text=_composed(compose.load(words), flags["cfg"], flags.get("package")))
+    if "--cfg" in flags:
+        return _composed(compose.load(words), flags["--cfg"], flags.get("--package"))
     given = read(words)
-    folder = given["resume"].value() if "resume" in given else None
+    folder = given.pop("resume").value() if "resume" in given else None
     if folder is None:
-        return Command("train", config=compose.load(words), overrides=tuple(words))
+        return NewRun(words, compose.load(words))
     if not isinstance(folder, str) or not folder:
         raise ConfigError(f"resume must be a run folder or null, got {show(folder)}")
-    others = tuple(given[key].input_line or "" for key in given if key != "resume")
-    return Command("resume", resume=folder, overrides=others)
+    return Resume(folder, [override.input_line or "" for override in given.values()])
 
 
 def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Our own flags with their values, and the words that are left."""
     flags: dict[str, str] = {}
     words: list[str] = []
-    names = {"-h": "help", "--help": "help", "--version": "version", "-m": "multirun",
-             "--multirun": "multirun"}
-    valued = {"-c": "cfg", "--cfg": "cfg", "-p": "package", "--package": "package"}
     rest = list(argv)
     while rest:
         word = rest.pop(0)
         name, equals, value = word.partition("=")
-        if word in names:
-            flags[names[word]] = ""
-        elif name in valued:
-            flags[valued[name]] = value if equals else rest.pop(0) if rest else ""
+        name = SHORT.get(name, name)
+        if name in ("--cfg", "--package"):
+            flags[name] = value if equals else rest.pop(0) if rest else ""
+        elif name in FLAGS and not equals:
+            flags[name] = ""
         elif word.startswith("-"):
-            raise ConfigError(_not_an_option(name, value if equals else rest[0] if rest else ""))
+            raise ConfigError(_not_an_option(word, rest[0] if rest else ""))
         else:
             words.append(word)
     return flags, words
 
 
-def _not_an_option(name: str, value: str) -> str:
-    for names, instead in NOT_HERE.items():
+def _not_an_option(word: str, after: str) -> str:
+    name = word.partition("=")[0]
+    for names, advice in NOT_HERE.items():
         if name in names.split():
-            return f"{name} is not an option here; {instead}"
-    value = "…" if not value or "=" in value or value.startswith("--") else value
-    key = _key(name.lstrip("-").replace("-", "_"))
-    return f"unknown option {name!r}; " + (f"write {key}={value}" if key else "see --help")
+            return f"{name} is not an option here; {advice}"
+    return f"unknown option {show(word)}; {instead(word, after, _keys()) or 'see --help'}"
 
 
-def _key(word: str) -> str:
-    """The key of the default configuration that a word is most like; empty where none is."""
-    keys = nearest(word, [*compose.choices(), *leaves(compose.load([]).model_dump(exclude_none=True))])
-    return keys[0] if keys else ""
+def _keys() -> list[str]:
+    """What may be given to the default configuration."""
+    return [*compose.choices(), *keys(compose.load([]).tree())]
 
 
 def _check_bare(words: list[str]) -> None:
     """Answer `algo trpo` and `CartPole` with what to write."""
-    for word, after in itertools.pairwise([*words, "="]):
+    for word, after in pairwise([*words, ""]):
         if "=" in word or word[:1] in ("+", "~"):
             continue
-        groups = [group for group, names in compose.choices().items() if word in names]
-        instead = " or ".join(f"{group}={word}" for group in groups)
-        if not groups and (key := _key(word)):
-            instead = f"{key}={'…' if '=' in after else after}"
-        advice = f"write {instead}" if instead else "see --help"
-        raise ConfigError(f"expected key=value, got {word!r}; {advice}")
+        chosen = [f"{group}={word}" for group, names in compose.choices().items() if word in names]
+        advice = f"write {' or '.join(chosen)}" if chosen else instead(word, after, _keys()) or "see --help"
+        raise ConfigError(f"expected key=value, got {show(word)}; {advice}")
 
 
-def _multirun(words: list[str]) -> Command:
+def _multirun(words: list[str]) -> Multirun:
     launcher = [word for word in words if is_launcher(word)]
     read(launcher, launcher=True)
     parts = unfold([word for word in words if not is_launcher(word)])
@@ -164,11 +171,11 @@ def _multirun(words: list[str]) -> Command:
     jobs = []
     for number, line in enumerate(lines, 1):
         try:
-            jobs.append(Job(line, compose.load(line)))
+            jobs.append(NewRun(line, compose.load(line)))
         except ConfigError as e:
             which = f"job {number} of {len(lines)}: " if len(lines) > 1 else ""
             raise ConfigError(f"{which}{e}") from None
-    return Command("multirun", jobs[0].config, tuple(parts[0]), jobs=tuple(jobs), launcher=tuple(launcher))
+    return Multirun(jobs, parts[0], tuple(launcher))
 
 
 def _lines(words: list[str], *, alone: bool) -> list[list[str]]:
@@ -191,8 +198,7 @@ def _lines(words: list[str], *, alone: bool) -> list[list[str]]:
 def _composed(cfg: Config, what: str, package: str | None) -> str:
     if what != "job":
         raise ConfigError(f"--cfg takes job, got {what!r}")
-    tree = cfg.model_dump(mode="json")
-    tree = {key: value for key, value in tree.items() if value is not None or key not in DEPENDENT}
+    tree = cfg.tree()
     if package is not None and package not in tree:
         raise ConfigError(f"-p takes one of {', '.join(tree)}, got {package!r}")
     tree = tree if package is None else {package: tree[package]}

@@ -51,8 +51,7 @@ def validate(tree: dict[str, Any]) -> Config:
 
 def override(config: Config, overrides: Iterable[str], allowed: Collection[str]) -> Config:
     """A stored configuration with `key=value` overrides set, of which only the allowed keys may be named."""
-    tree = {key: value for key, value in config.model_dump(mode="json").items()
-            if key not in DEPENDENT or value is not None}
+    tree = config.tree()
     for key, given in read(overrides).items():
         if key not in choices():
             _assign(tree, key, given.value())  # first, so that an unknown key is answered as such

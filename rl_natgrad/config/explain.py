@@ -25,8 +25,7 @@ def unknown(key: str, tree: dict[str, Any]) -> str:
     if key in others:
         return belongs(key, tree)
     section, dot, _ = key.partition(".")
-    present = [name for name in leaves(tree) if name.removesuffix(".name") not in MODELS]
-    present += [] if dot else MODELS
+    present = [*keys(tree), *([] if dot else MODELS)]
     near = nearest(key, [*present, *others])
     if here := [name for name in near if name in present]:
         return f"unknown key {key!r}{did_you_mean(key, here)}"
@@ -43,10 +42,13 @@ def _has(section: str, tree: dict[str, Any]) -> str:
     return f"{choice} has {listing(names) if names else 'no keys'}"
 
 
-def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """The dotted keys of a nested mapping."""
+def keys(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of a nested mapping, but for the names of its choices."""
     for name, value in tree.items():
-        yield from leaves(value, f"{prefix}{name}.") if isinstance(value, dict) and value else [prefix + name]
+        if isinstance(value, dict) and value:
+            yield from keys(value, f"{prefix}{name}.")
+        elif f"{prefix}{name}".removesuffix(".name") not in MODELS:
+            yield prefix + name
 
 
 def explain(error: Any) -> str:

@@ -72,10 +72,9 @@ def parse(argv: Sequence[str], options: Mapping[str, Option]) -> dict[str, Any]:
     given: dict[str, Any] = {}
     for word, after in pairwise([*argv, ""]):
         key, equals, text = word.partition("=")
-        if word.startswith("-"):
-            raise ConfigError(f"unknown option {show(key)}; {instead(word, after, options)}")
-        if not equals:
-            raise ConfigError(f"expected key=value, got {show(word)}; {instead(word, after, options)}")
+        if word.startswith("-") or not equals:
+            what = "unknown option" if word.startswith("-") else "expected key=value, got"
+            raise ConfigError(f"{what} {show(word)}; {instead(word, after, options) or 'see --help'}")
         if key not in options:
             hint = did_you_mean(key, options) or f"; there are {listing(options)}"
             raise ConfigError(f"unknown option {show(key)}{hint}")
@@ -86,9 +85,9 @@ def parse(argv: Sequence[str], options: Mapping[str, Option]) -> dict[str, Any]:
 
 
 def instead(word: str, after: str, keys: Iterable[str]) -> str:
-    """What to write for `--key value`, `--key=value` and `key value`; `after` is the word that follows."""
+    """What to write for `--key value`, `--key=value` or `key value`, where `after` follows; empty for no key."""
     name, equals, text = word.partition("=")
     text = text if equals else after
     text = "…" if not text or "=" in text or text.startswith("-") else text
-    key = next(iter(nearest(name, keys)), None)
-    return f"write {key}={text}" if key else "see --help"
+    near = [f"{key}={text}" for key in nearest(name, keys)]
+    return f"write {' or '.join(near)}" if near else ""

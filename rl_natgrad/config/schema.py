@@ -267,6 +267,11 @@ class Config(Section):
     sweep: Sweep
     search: Search
 
+    def tree(self) -> dict[str, Any]:
+        """It as YAML would say it, without the groups that the algorithm does not have."""
+        tree = self.model_dump(mode="json")
+        return {key: value for key, value in tree.items() if value is not None or key not in DEPENDENT}
+
     @model_validator(mode="after")
     def consistent(self) -> "Config":
         for group in DEPENDENT:

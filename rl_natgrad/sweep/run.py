@@ -8,8 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rl_natgrad.config.command import Command
-from rl_natgrad.config.command import Job as Asked
+from rl_natgrad.config.command import Multirun, NewRun
 from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.config.schema import Sweep as SweepKeys
 from rl_natgrad.run.errors import say
@@ -28,10 +27,9 @@ from rl_natgrad.sweep.table import Table, closing
 SAVE = 1.0  # seconds between two writes of sweep.json while jobs run
 
 
-def sweep(command: Command) -> int:
+def sweep(command: Multirun) -> int:
     """Runs a sweep or a search. Returns the exit code: 0, 1 (a job failed), 2 (refused), 130 or 143 (stopped)."""
     began = time.monotonic()
-    assert command.config is not None  # of a multirun, that of its first job
     try:
         launcher: Launcher = Cluster.of(command.launcher) if command.launcher else Local(command.jobs)
         search = Search.of(command)
@@ -52,7 +50,7 @@ def sweep(command: Command) -> int:
 class Local:
     """Starts jobs on this machine, by default as many at once as there are cores for their threads."""
 
-    def __init__(self, jobs: Sequence[Asked]):
+    def __init__(self, jobs: Sequence[NewRun]):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.at_once = max(cores // max(job.config.torch_threads for job in jobs), 1)
 
@@ -70,7 +68,7 @@ def _create(sweeps: Path) -> Path:
             return path
 
 
-def _listed(asked: Sequence[Asked], folder: Path) -> Listed:
+def _listed(asked: Sequence[NewRun], folder: Path) -> Listed:
     jobs = [new_job(n, job.overrides, job.config, folder) for n, job in enumerate(asked, 1)]
     going_on = jobs[0].config.sweep.skip_finished
     return Listed(jobs, Earlier(job.config.runs_dir for job in jobs) if going_on else None)

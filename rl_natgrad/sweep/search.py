@@ -8,7 +8,7 @@ from typing import Any
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
 from rl_natgrad.config import compose
-from rl_natgrad.config.command import Command
+from rl_natgrad.config.command import Multirun
 from rl_natgrad.config.overrides import expand, read
 from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.run import lock
@@ -43,7 +43,7 @@ class Trial:
 class Search:
     """The plan of a search: asks Optuna what to run next, and tells it what came of it."""
 
-    def __init__(self, command: Command):
+    def __init__(self, command: Multirun):
         try:
             import optuna
         except ImportError:
@@ -51,7 +51,7 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._optuna, self.jobs = optuna, list[Job]()
         cfg = command.config
-        assert cfg is not None and cfg.search.trials is not None  # `of` has looked
+        assert cfg.search.trials is not None  # `of` has looked
         self._keys, self._runs_dir, self._seed = cfg.search, cfg.runs_dir, cfg.seed
         self._trials_asked = cfg.search.trials
         given = read(command.overrides, sweeps=True)
@@ -65,9 +65,8 @@ class Search:
         self._queue: list[Job] = []
 
     @classmethod
-    def of(cls, command: Command) -> "Search | None":
-        asked = command.config is not None and command.config.search.trials is not None
-        return cls(command) if asked else None
+    def of(cls, command: Multirun) -> "Search | None":
+        return cls(command) if command.config.search.trials is not None else None
 
     def open(self, folder: Path) -> "Search":
         """Starts the study, or goes on with it.
