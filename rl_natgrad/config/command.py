@@ -18,22 +18,12 @@ from rl_natgrad.config.explain import keys
 from rl_natgrad.config.help import help_text
 from rl_natgrad.config.options import instead
 from rl_natgrad.config.overrides import MAX_JOBS, corners, expand, is_launcher, read
-from rl_natgrad.config.refusals import ConfigError, show
+from rl_natgrad.config.refusals import ConfigError, did_you_mean, listing, show
 from rl_natgrad.config.schema import Config
 from rl_natgrad.run.errors import say
 
 SHORT = {"-m": "--multirun", "-c": "--cfg", "-p": "--package", "-h": "--help"}
 FLAGS = (*SHORT.values(), "--version")
-NOT_HERE = {
-    "-cn --config-name": "there is one configuration; choose its parts with algo=…, env=… and so on",
-    "-cd --config-dir -cp --config-path": "configurations are the files in configs/; add one there",
-    "-i --info": "--cfg job prints the configuration",
-    "-sc --shell-completion": "there is no completion; --help lists every choice",
-    "-r --run": "one run is the default; leave it out",
-    "--resolve": "--cfg job prints resolved values already",
-    "--hydra-help": "see --help",
-    "--experimental-rerun": "write resume=<run folder> to go on with a run",
-}
 
 
 @dataclass(frozen=True)
@@ -132,18 +122,17 @@ def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         elif name in FLAGS and not equals:
             flags[name] = ""
         elif word.startswith("-"):
-            raise ConfigError(_not_an_option(word, rest[0] if rest else ""))
+            raise ConfigError(f"unknown option {show(word)}; {_instead_of_option(word, rest[0] if rest else '')}")
         else:
             words.append(word)
     return flags, words
 
 
-def _not_an_option(word: str, after: str) -> str:
-    name = word.partition("=")[0]
-    for names, advice in NOT_HERE.items():
-        if name in names.split():
-            return f"{name} is not an option here; {advice}"
-    return f"unknown option {show(word)}; {instead(word, after, _keys()) or 'see --help'}"
+def _instead_of_option(word: str, after: str) -> str:
+    if hint := did_you_mean(word, FLAGS):
+        return hint.removeprefix("; ")
+    advice = instead(word, after, _keys()) if word.startswith("--") else ""
+    return advice or f"there are {listing(FLAGS)}, and all else is key=value; see --help"
 
 
 def _keys() -> list[str]:

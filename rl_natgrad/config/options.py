@@ -8,6 +8,8 @@ from typing import Any
 
 from rl_natgrad.config.refusals import ConfigError, did_you_mean, listing, nearest, show
 
+SURE = 0.8  # likeness from which a key is what was meant: --env-id is env.id, but --resolve is not solver (0.77)
+
 
 @dataclass(frozen=True)
 class Option:
@@ -89,5 +91,5 @@ def instead(word: str, after: str, keys: Iterable[str]) -> str:
     name, equals, text = word.partition("=")
     text = text if equals else after
     text = "…" if not text or "=" in text or text.startswith("-") else text
-    near = [f"{key}={text}" for key in nearest(name, keys)]
+    near = [f"{key}={text}" for key in nearest(name, keys, SURE)]
     return f"write {' or '.join(near)}" if near else ""

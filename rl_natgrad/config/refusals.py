@@ -28,11 +28,11 @@ def show(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "…"
 
 
-def nearest(word: str, names: Iterable[str]) -> list[str]:
+def nearest(word: str, names: Iterable[str], least: float = NEAR) -> list[str]:
     """The names most like the word, in whole or in their last part (`delta` is `algo.delta`)."""
     likeness = {name: _likeness(word[:100], name) for name in names}
     best = max(likeness.values(), default=(0.0, 0.0))
-    return [name for name in likeness if likeness[name] == best] if best[0] >= NEAR else []
+    return [name for name in likeness if likeness[name] == best] if best[0] >= least else []
 
 
 def _likeness(word: str, name: str) -> tuple[float, float]:
