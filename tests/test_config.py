@@ -220,6 +220,7 @@ WOODBURY = {"name": "woodbury", "damping": 0.1, "max_gib": 2.0}
     ({"optimizer": {"name": "sgd", "lr": 0.1}}, "algo=trpo has no optimizer"),
     ({"fisher": {"name": "exact", "fraction": 1.0}}, "fisher.name must be"),
     ({"fisher": {"name": "kl_hessian", "fraction": 1.0}, "solver": WOODBURY}, "needs a Fisher with rows"),
+    ({"fisher": {"name": "empirical", "fraction": 1.0, "empirical": 1}}, "unknown key 'fisher.empirical'"),
     ({"seed": "0"}, "seed must be a whole number"),
     ({"seed": True}, "seed must be"),
     ({"eval": 3}, "eval must be"),

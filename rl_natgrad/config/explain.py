@@ -4,7 +4,34 @@ from collections.abc import Iterator
 from typing import Any
 
 from rl_natgrad.config.refusals import did_you_mean, listing, nearest, show
-from rl_natgrad.config.schema import MODELS, Config
+from rl_natgrad.config.schema import MODELS, Config, Section, models
+
+
+def keys(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of a nested mapping, but for the names of its choices."""
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from keys(value, f"{prefix}{name}.")
+        elif f"{prefix}{name}".removesuffix(".name") not in MODELS:
+            yield prefix + name
+
+
+def unknown(key: str, tree: dict[str, Any]) -> str:
+    """The answer to a key that the composed configuration does not have."""
+    others = [f"{group}.{field}" for group, choices in MODELS.items()
+              for model in choices.values() for field in model.model_fields if field != "name"]
+    if key in others:
+        return belongs(key, tree)
+    section, dot, _ = key.partition(".")
+    present = [*keys(tree), *([] if dot else MODELS)]
+    near = nearest(key, [*present, *others])
+    if here := [name for name in near if name in present]:
+        advice = f"did you mean {listing(map(repr, here), 'or')}?"
+    elif near:
+        advice = belongs(near[0], tree)
+    else:
+        advice = _has(section, tree) if isinstance(tree.get(section), dict) else "--help lists them"
+    return f"unknown key {key!r}; {advice}"
 
 
 def belongs(key: str, tree: dict[str, Any]) -> str:
@@ -18,37 +45,11 @@ def belongs(key: str, tree: dict[str, Any]) -> str:
     return f"{key} belongs to {listing(owners)}; algo={algo} has {listing(MODELS['algo'][algo].groups)}"
 
 
-def unknown(key: str, tree: dict[str, Any]) -> str:
-    """The answer to a key that the composed configuration does not have."""
-    others = [f"{group}.{field}" for group, models in MODELS.items()
-              for model in models.values() for field in model.model_fields if field != "name"]
-    if key in others:
-        return belongs(key, tree)
-    section, dot, _ = key.partition(".")
-    present = [*keys(tree), *([] if dot else MODELS)]
-    near = nearest(key, [*present, *others])
-    if here := [name for name in near if name in present]:
-        return f"unknown key {key!r}{did_you_mean(key, here)}"
-    if near:
-        return f"unknown key {key!r}; {belongs(near[0], tree)}"
-    what = _has(section, tree) if isinstance(tree.get(section), dict) else "--help lists them"
-    return f"unknown key {key!r}; {what}"
-
-
 def _has(section: str, tree: dict[str, Any]) -> str:
     """What there is in a section: `algo=pg has gamma, lam, …`."""
     names = [name for name in tree[section] if name != "name"]
     choice = f"{section}={tree[section]['name']}" if "name" in tree[section] else section
     return f"{choice} has {listing(names) if names else 'no keys'}"
-
-
-def keys(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """The dotted keys of a nested mapping, but for the names of its choices."""
-    for name, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from keys(value, f"{prefix}{name}.")
-        elif f"{prefix}{name}".removesuffix(".name") not in MODELS:
-            yield prefix + name
 
 
 def explain(error: Any) -> str:
@@ -61,13 +62,12 @@ def explain(error: Any) -> str:
     if kind.startswith("union_tag"):
         name = value.get("name") if isinstance(value, dict) else value
         return f"{path[0]}.name must be {listing(MODELS[path[0]], 'or')}, got {show(name)}"
-    prefix, model = "", Config
+    key = field = path[0]
+    model: type[Section] = Config
     if len(path) > 1:
-        section, inner, *_ = path
-        models = MODELS.get(section, {"": Config.model_fields[section].annotation})
-        prefix, model = f"{section}.", models.get(inner) or next(iter(models.values()))
-        path = path[2:] if inner in models else path[1:]
-    key, field = f"{prefix}{path[0]}", path[0]
+        choices = models(key)
+        tag, field = path[1:3] if len(path) > 2 and path[1] in choices else (next(iter(choices)), path[1])
+        key, model = f"{key}.{field}", choices[tag]
     if kind == "missing":
         return f"{key} is missing"
     if kind == "extra_forbidden":
