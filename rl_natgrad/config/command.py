@@ -7,7 +7,6 @@ import io
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import yaml
 
@@ -17,7 +16,7 @@ from rl_natgrad.config.experiment import unfold
 from rl_natgrad.config.explain import keys
 from rl_natgrad.config.help import help_text
 from rl_natgrad.config.options import instead
-from rl_natgrad.config.overrides import MAX_JOBS, corners, expand, is_launcher, read
+from rl_natgrad.config.overrides import corners, expand, is_launcher, line, read
 from rl_natgrad.config.refusals import ConfigError, did_you_mean, listing, show
 from rl_natgrad.config.schema import Config
 from rl_natgrad.run.errors import say
@@ -56,7 +55,7 @@ class Multirun:
 
     @property
     def config(self) -> Config:
-        """The first job's: for the keys of the whole sweep, which are the same in all."""
+        """The first job's, for what is of the whole sweep: `sweep`, `search` and runs_dir."""
         return self.jobs[0].config
 
 
@@ -82,12 +81,11 @@ def parse(argv: Sequence[str]) -> Request | str:
 
     Raises: ConfigError with the one line to print.
     """
-    flags, words = _split(argv)
-    if "--help" in flags:
+    if {"-h", "--help"} & set(argv):
         return help_text()
-    if "--version" in flags:
+    if "--version" in argv:
         return f"rl_natgrad {__version__}"
-    _check_bare(words)
+    flags, words = _split(argv)
     if "--package" in flags and "--cfg" not in flags:
         raise ConfigError("-p goes with --cfg job; see --help")
     if "--multirun" in flags:
@@ -105,11 +103,11 @@ def parse(argv: Sequence[str]) -> Request | str:
         return NewRun(words, compose.load(words))
     if not isinstance(folder, str) or not folder:
         raise ConfigError(f"resume must be a run folder or null, got {show(folder)}")
-    return Resume(folder, [override.input_line or "" for override in given.values()])
+    return Resume(folder, [line(override) for override in given.values()])
 
 
 def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Our own flags with their values, and the words that are left."""
+    """Our own flags with their values, and the key=value words."""
     flags: dict[str, str] = {}
     words: list[str] = []
     rest = list(argv)
@@ -121,67 +119,56 @@ def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
             flags[name] = value if equals else rest.pop(0) if rest else ""
         elif name in FLAGS and not equals:
             flags[name] = ""
-        elif word.startswith("-"):
-            raise ConfigError(f"unknown option {show(word)}; {_instead_of_option(word, rest[0] if rest else '')}")
+        elif word.startswith("-") or not (equals or word.startswith(("+", "~"))):
+            raise ConfigError(_neither(word, rest[0] if rest else ""))
         else:
             words.append(word)
     return flags, words
 
 
-def _instead_of_option(word: str, after: str) -> str:
-    if hint := did_you_mean(word, FLAGS):
-        return hint.removeprefix("; ")
-    advice = instead(word, after, _keys()) if word.startswith("--") else ""
-    return advice or f"there are {listing(FLAGS)}, and all else is key=value; see --help"
-
-
-def _keys() -> list[str]:
-    """What may be given to the default configuration."""
-    return [*compose.choices(), *keys(compose.load([]).tree())]
-
-
-def _check_bare(words: list[str]) -> None:
-    """Answer `algo trpo` and `CartPole` with what to write."""
-    for word, after in pairwise([*words, ""]):
-        if "=" in word or word[:1] in ("+", "~"):
-            continue
-        chosen = [f"{group}={word}" for group, names in compose.choices().items() if word in names]
-        advice = f"write {' or '.join(chosen)}" if chosen else instead(word, after, _keys()) or "see --help"
-        raise ConfigError(f"expected key=value, got {show(word)}; {advice}")
+def _neither(word: str, after: str) -> str:
+    """The answer to what is neither flag nor key=value: `--algo trpo`, `algo trpo`, `CartPole`."""
+    said, advice = f"expected key=value, got {show(word)}", "see --help"
+    if word.startswith("-"):
+        said, advice = f"unknown option {show(word)}", f"there are {listing(FLAGS)}, and all else is key=value"
+        if hint := did_you_mean(word, FLAGS):
+            return said + hint
+    files = compose.choices()
+    if chosen := [f"{group}={word}" for group, names in files.items() if word in names]:
+        return f"{said}; write {' or '.join(chosen)}"
+    return f"{said}; {instead(word, after, [*files, *keys(compose.load([]).tree())]) or advice}"
 
 
 def _multirun(words: list[str]) -> Multirun:
     launcher = [word for word in words if is_launcher(word)]
     read(launcher, launcher=True)
     parts = unfold([word for word in words if not is_launcher(word)])
-    lines = [line for part in parts for line in _lines(part, alone=len(parts) == 1)]
-    if len(lines) > MAX_JOBS:
-        raise ConfigError(f"the sweep has more than {MAX_JOBS:,} jobs; split it")
+    listed = [job for part in parts for job in _jobs(part, alone=len(parts) == 1)]
     jobs = []
-    for number, line in enumerate(lines, 1):
+    for number, job in enumerate(listed, 1):
         try:
-            jobs.append(NewRun(line, compose.load(line)))
+            jobs.append(NewRun(job, compose.load(job)))
         except ConfigError as e:
-            which = f"job {number} of {len(lines)}: " if len(lines) > 1 else ""
+            which = f"job {number} of {len(listed)}: " if len(listed) > 1 else ""
             raise ConfigError(f"{which}{e}") from None
     return Multirun(jobs, parts[0], tuple(launcher))
 
 
-def _lines(words: list[str], *, alone: bool) -> list[list[str]]:
+def _jobs(words: list[str], *, alone: bool) -> list[list[str]]:
     """The jobs of one sweep; of a search, those at the ends of its intervals, which must all be allowed."""
     given = read(words, sweeps=True)
     for key, override in given.items():
         if key == "resume":
             raise ConfigError("resume goes on with one run; leave out -m, or use sweep.skip_finished=true")
         if key.startswith(("sweep", "search")) and override.is_sweep_override():
-            raise ConfigError(f"{override.input_line}: {key} is of the whole sweep, one value")
+            raise ConfigError(f"{line(override)}: {key} is of the whole sweep, one value")
     if "search.trials" not in given or given["search.trials"].value() is None:
         return expand(words, compose.choices())
     if not alone:
         raise ConfigError("search.trials needs one sweep; this experiment is several")
     if not any(override.is_sweep_override() for key, override in given.items() if key != "seed"):
         raise ConfigError("search.trials has nothing to search; add 'algo.delta=interval(0.001,0.1)'")
-    return [line for end in corners(words) for line in expand(end, compose.choices())]
+    return [job for end in corners(words) for job in expand(end, compose.choices())]
 
 
 def _composed(cfg: Config, what: str, package: str | None) -> str:
