@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from rl_natgrad import load
+from rl_natgrad.config import options
+from rl_natgrad.config.options import TRUTH, Option
+from rl_natgrad.config.refusals import ConfigError
+from rl_natgrad.envs.errors import EnvError, EnvSetupError
 from rl_natgrad.run.errors import say
 
 if TYPE_CHECKING:  # torch comes with them; a wrong command is answered without
@@ -27,12 +32,20 @@ of training, so the returns are too, bit for bit.
   video          true: the first episode as mp4, in the run folder  [false]
   allow_import   true: an environment module:Name-v0 may import the module, which runs its code  [false]
 """
-MODES = {"true": ["deterministic"], "false": ["stochastic"], "both": ["deterministic", "stochastic"]}
+MODES = {"true": ("deterministic",), "false": ("stochastic",), "both": ("deterministic", "stochastic")}
 MAX_EPISODES = 10_000  # each has an environment of its own
 
 
-class Refused(ValueError):
-    """A command that makes no sense; the message is the one line to print."""
+@dataclass(frozen=True)
+class Options:
+    """What the command line asked for."""
+
+    run: Path
+    episodes: int | None = None
+    deterministic: tuple[str, ...] = MODES["both"]
+    checkpoint: str = "last"
+    video: bool = False
+    allow_import: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,59 +55,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(HELP, end="")
         return 0
     try:
-        options = parse(argv)
-        from rl_natgrad import load
-        from rl_natgrad.envs.errors import EnvError, EnvSetupError
-
-        try:
-            keys = ("checkpoint", "allow_import")
-            agent = load(options["run"], **{key: options[key] for key in keys if key in options})
-            play(agent, options)
-        except EnvSetupError as error:
-            raise Refused(error) from error
-        except EnvError as error:
-            return say(error, 1)
-    except ValueError as error:
+        asked = parse(argv)
+        play(load(asked.run, checkpoint=asked.checkpoint, allow_import=asked.allow_import), asked)
+    except (EnvSetupError, ValueError) as error:
         return say(error, 2)
-    except OSError as error:
+    except (EnvError, OSError) as error:
         return say(error, 1)
     except KeyboardInterrupt:
         return 130
     return 0
 
 
-def parse(argv: Sequence[str]) -> dict[str, Any]:
-    """The options given. Raises: Refused."""
-    given: dict[str, Any] = {}
+def parse(argv: Sequence[str]) -> Options:
+    """Options from the arguments. Raises: ConfigError."""
     for word in argv:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise Refused(f"expected key=value, got {word!r}" + ("; write run=…" * Path(word).is_dir()))
-        if key not in _PARSERS:
-            near = difflib.get_close_matches(key, _PARSERS, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(_PARSERS)}"
-            raise Refused(f"unknown option {key!r}; {hint}")
-        if key in given:
-            raise Refused(f"{key} is given twice")
-        given[key] = _PARSERS[key](key, value)
+        if "=" not in word and Path(word).is_dir():
+            raise ConfigError(f"expected key=value, got {word!r}; write run={word}")
+    given = options.parse(argv, OPTIONS)
     if "run" not in given:
-        raise Refused("name a run folder: python -m rl_natgrad.evaluate run=runs/…")
-    return given
+        raise ConfigError("name a run folder: python -m rl_natgrad.evaluate run=runs/…")
+    return Options(**given)
 
 
-def play(agent: Agent, options: dict[str, Any]) -> None:
+def play(agent: Agent, asked: Options) -> None:
     """Plays and prints; nothing that is printed depends on a clock."""
     from rl_natgrad.training.build import use_threads
     from rl_natgrad.training.evaluation import evaluate
 
     cfg = agent.config
     use_threads(cfg.torch_threads)
-    modes = options.get("deterministic", MODES["both"])
-    film = _film(agent, options["run"], modes[0]) if options.get("video") else None
-    played = evaluate(cfg, agent.policy, options.get("episodes"), modes)
-    print(f"run     {options['run']}")
-    which = options.get("checkpoint", "last")
-    which = f"{which} checkpoint, " if not which.isdigit() else ""
+    film = _film(agent, asked.run, asked.deterministic[0]) if asked.video else None
+    played = evaluate(cfg, agent.policy, asked.episodes, asked.deterministic)
+    print(f"run     {asked.run}")
+    which = "" if asked.checkpoint.isdigit() else f"{asked.checkpoint} checkpoint, "
     print(f"{cfg.algo.name} · {cfg.env.id} · {which}update {agent.update}, {agent.step:,} steps · seed {cfg.seed}")
     for line in [*table(played), *([film] if film else [])]:
         print(line)
@@ -123,43 +116,23 @@ def _film(agent: Agent, run: Path, mode: str) -> str:
     return f"video   {file} (return {video.record(agent.config, act, file)!r})"
 
 
-def _folder(key: str, value: str) -> Path:
-    if not value or not Path(value).is_dir():
-        raise Refused(f"{key} must be a run folder, got {value!r}")
-    return Path(value)
+def _folder(text: str) -> Path:
+    if not text or not Path(text).is_dir():
+        raise ValueError(text)
+    return Path(text)
 
 
-def _count(key: str, value: str) -> int:
-    if not (value.isascii() and value.isdigit() and len(value) < 9 and 1 <= int(value) <= MAX_EPISODES):
-        raise Refused(f"{key} must be a whole number from 1 to {MAX_EPISODES:,}, got {value!r:.60}")
-    return int(value)
+def _checkpoint(text: str) -> str:
+    return text if text in ("last", "best") else str(options.whole(0, 10**12).read(text))
 
 
-def _truth(key: str, value: str) -> bool:
-    if value.lower() not in ("true", "false"):
-        raise Refused(f"{key} must be true or false, got {value!r:.60}")
-    return value.lower() == "true"
-
-
-def _modes(key: str, value: str) -> list[str]:
-    if value.lower() not in MODES:
-        raise Refused(f"{key} must be true, false or both, got {value!r:.60}")
-    return MODES[value.lower()]
-
-
-def _checkpoint(key: str, value: str) -> str:
-    if value not in ("last", "best") and not (value.isascii() and value.isdigit() and len(value) < 13):
-        raise Refused(f"{key} must be last, best or the number of an update, got {value!r:.60}")
-    return value if value in ("last", "best") else str(int(value))
-
-
-_PARSERS = {
-    "run": _folder,
-    "episodes": _count,
-    "deterministic": _modes,
-    "checkpoint": _checkpoint,
-    "video": _truth,
-    "allow_import": _truth,
+OPTIONS = {
+    "run": Option("a run folder", _folder),
+    "episodes": options.whole(1, MAX_EPISODES),
+    "deterministic": options.choice(MODES),
+    "checkpoint": Option("last, best or the number of an update", _checkpoint),
+    "video": TRUTH,
+    "allow_import": TRUTH,
 }
 
 if __name__ == "__main__":

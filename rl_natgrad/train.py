@@ -10,17 +10,17 @@ def main() -> int:
     """Trains, resumes or sweeps. Returns the exit code: 0 done, 1 failed, 2 refused, 130 or 143 stopped."""
     with Stop() as stop:  # before the imports that take time
         try:
-            from rl_natgrad.config.command import command
+            from rl_natgrad.config.command import NewRun, Resume, parse_or_exit
 
-            asked = command(sys.argv[1:])
-            if asked.kind == "resume":
+            asked = parse_or_exit(sys.argv[1:])
+            if isinstance(asked, Resume):
                 from rl_natgrad.training.resume import resume
 
-                return resume(Path(asked.resume), list(asked.overrides), stop)
-            if asked.kind == "train":
+                return resume(Path(asked.run), asked.overrides, stop)
+            if isinstance(asked, NewRun):
                 from rl_natgrad.training.loop import start
 
-                return start(asked.config, list(asked.overrides), stop)
+                return start(asked.config, asked.overrides, stop)
         except Stopped:
             print("stop    before the first update", file=sys.stderr)
             return stop.code

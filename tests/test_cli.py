@@ -1,6 +1,7 @@
 """The command line: what each malformed one is told, and that being told leaves nothing behind."""
 
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -11,13 +12,16 @@ import yaml
 
 from rl_natgrad.config import command as cli
 from rl_natgrad.config import compose
+from rl_natgrad.config.help import EXAMPLES, PROGRAM
 from rl_natgrad.config.refusals import ConfigError
 
 # words, and what the one line must say
 REFUSED = [
     # the key is wrong
-    ("algo.max_kl=0.1", "unknown key 'algo.max_kl'; did you mean 'algo.delta'?"),
-    ("max_kl=0.1", "unknown key 'max_kl'; did you mean 'algo.delta'?"),
+    ("algo.max_kl=0.1", "unknown key 'algo.max_kl'; algo=trpo has delta, max_backtracks, shrink, gamma, lam and"),
+    ("solver=identity solver.xyzzy=1", "unknown key 'solver.xyzzy'; solver=identity has no keys"),
+    ("eval.xyzzy=1", "unknown key 'eval.xyzzy'; eval has episodes and every"),
+    ("max_kl=0.1", "unknown key 'max_kl'; --help lists them"),
     ("totalsteps=5", "unknown key 'totalsteps'; did you mean 'total_steps'?"),
     ("n_envs=4", "unknown key 'n_envs'; did you mean 'num_envs'?"),
     ("xyzzy=1", "unknown key 'xyzzy'; --help lists them"),
@@ -77,6 +81,7 @@ REFUSED = [
     ("policy.hidden=[64,-1]", "policy.hidden must be a list, each a whole number >= 1"),
     ("algo=pg optimizer.betas=[0.9]", "optimizer.betas must be a list of 2"),
     ("solver=woodbury solver.damping=0", "solver.damping must be a number > 0, got 0"),
+    ("solver=woodbury fisher=kl_hessian", "needs a Fisher with rows: fisher must be gauss_newton or"),
     ("env.kwargs=3", "env.kwargs must be a mapping"),
     ("runs_dir=", "runs_dir must be text"),
     ("fisher.fraction=0", "fisher.fraction must be a number > 0 and <= 1, got 0"),
@@ -108,17 +113,25 @@ REFUSED = [
     ("CartPole", "expected key=value, got 'CartPole'; write env=CartPole"),
     ("adam seed=3", "expected key=value, got 'adam'; write critic=adam or optimizer=adam"),
     ("--algo trpo", "unknown option '--algo'; write algo=trpo"),
-    ("--algo=trpo", "unknown option '--algo'; write algo=trpo"),
+    ("--algo=trpo", "unknown option '--algo=trpo'; write algo=trpo"),
     ("--algo env=CartPole", "unknown option '--algo'; write algo=…"),
-    ("--max-kl 0.1", "unknown option '--max-kl'; write algo.delta=0.1"),
-    ("--num_envs=4", "unknown option '--num_envs'; write num_envs=4"),
+    ("--delta 0.1", "unknown option '--delta'; write algo.delta=0.1"),
+    ("--num_envs=4", "unknown option '--num_envs=4'; write num_envs=4"),
     ("--env-id Pendulum-v1", "unknown option '--env-id'; write env.id=Pendulum-v1"),
-    ("--xyzzy", "unknown option '--xyzzy'; see --help"),
-    ("-x", "unknown option '-x'"),
-    ("-cn other", "-cn is not an option here"),
-    ("--config-dir /tmp", "--config-dir is not an option here"),
-    ("--info", "--cfg job prints the configuration"),
-    ("-sc install=bash", "there is no completion"),
+    ("--xyzzy", "unknown option '--xyzzy'; there are --multirun, --cfg, --package, --help and --version, and all"),
+    ("-x", "unknown option '-x'; there are --multirun"),
+    ("-r", "unknown option '-r'; there are --multirun"),
+    ("-cn other", "unknown option '-cn'; there are --multirun, --cfg, --package, --help and --version, and all"),
+    ("--config-dir /tmp", "unknown option '--config-dir'; there are --multirun, --cfg"),
+    ("--info", "unknown option '--info'; there are --multirun, --cfg"),
+    ("--experimental-rerun x", "unknown option '--experimental-rerun'; there are --multirun, --cfg"),
+    ("--resolve", "unknown option '--resolve'; there are --multirun, --cfg"),
+    ("-sc install=bash", "unknown option '-sc'; there are --multirun"),
+    ("--multi seed=1,2", "unknown option '--multi'; did you mean '--multirun'?"),
+    ("--version=3", "unknown option '--version=3'; did you mean '--version'?"),
+    ("--run", "unknown option '--run'; there are --multirun, --cfg"),
+    ("--lr 0.1 algo=pg", "unknown option '--lr'; write critic.lr=0.1"),
+    ("--jobs 4", "unknown option '--jobs'; write sweep.jobs=4"),
     ("--cfg", "--cfg takes job, got ''"),
     ("--cfg hydra", "--cfg takes job, got 'hydra'"),
     ("--cfg job -p nothing", "-p takes one of seed,"),
@@ -160,7 +173,7 @@ def split(words: str) -> list[str]:
     return [words] if "{" in words and not words.startswith("-") else parts
 
 
-ANSWER = "import sys; from rl_natgrad.config.command import command; command(sys.argv[1:])"
+ANSWER = "import sys; from rl_natgrad.config.command import parse_or_exit; parse_or_exit(sys.argv[1:])"
 
 
 def python(code: str, *argv: str, cwd=None, **env: str) -> subprocess.CompletedProcess:
@@ -173,7 +186,7 @@ def python(code: str, *argv: str, cwd=None, **env: str) -> subprocess.CompletedP
 def test_malformed(words, part, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
-        cli.command(split(words))
+        cli.parse_or_exit(split(words))
     out, err = capsys.readouterr()
     assert stopped.value.code == 2 and out == ""
     assert err.startswith("error: ") and err.count("\n") == 1 and part in err, err
@@ -188,26 +201,35 @@ def test_malformed_in_a_process_of_its_own(words, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_that_was_never_possible_is_not_resumed(tmp_path):
+    tree = compose.load(["solver=woodbury"]).model_dump(mode="json")
+    tree["fisher"]["name"] = "kl_hessian"
+    record = json.dumps({"config": tree, "outcome": "failed"})
+    (tmp_path / "run.json").write_text(record)
+    done = python("import sys; from rl_natgrad.train import main; sys.exit(main())", f"resume={tmp_path}")
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert "run.json: solver=woodbury needs a Fisher with rows: fisher must be gauss_newton or" in done.stderr
+    assert (tmp_path / "run.json").read_text() == record
+
+
 def test_train():
     asked = cli.parse(["algo=npg", "total_steps=1e6"])
-    assert asked.kind == "train" and asked.overrides == ("algo=npg", "total_steps=1e6")
-    assert asked.config == compose.load(["algo=npg", "total_steps=1e6"])
+    words = ["algo=npg", "total_steps=1e6"]
+    assert asked == cli.NewRun(words, compose.load(words))
     assert cli.parse([]).config == compose.load([])
-    assert cli.parse(["resume=null"]).kind == "train"
+    assert isinstance(cli.parse(["resume=null"]), cli.NewRun)
 
 
 def test_resume_keeps_the_other_words_for_the_run_that_is_resumed():
     asked = cli.parse(["total_steps=2e5", "resume=runs/a b/x", "algo.delta=-1"])
-    assert (asked.kind, asked.resume) == ("resume", "runs/a b/x")
-    assert asked.overrides == ("total_steps=2e5", "algo.delta=-1")
+    assert asked == cli.Resume("runs/a b/x", ["total_steps=2e5", "algo.delta=-1"])
 
 
 def test_cfg_prints_what_load_gives():
-    asked = cli.parse(["--cfg", "job", "algo=pg"])
-    tree = yaml.safe_load(asked.text)
-    assert asked.kind == "cfg" and compose.validate(tree) == compose.load(["algo=pg"])
+    tree = yaml.safe_load(cli.parse(["--cfg", "job", "algo=pg"]))
+    assert compose.validate(tree) == compose.load(["algo=pg"])
     assert "solver" not in tree and tree["resume"] is None
-    part = yaml.safe_load(cli.parse(["-c", "job", "-p", "env", "env=Pendulum"]).text)
+    part = yaml.safe_load(cli.parse(["-c", "job", "-p", "env", "env=Pendulum"]))
     assert part == {"env": compose.load(["env=Pendulum"]).env.model_dump()}
 
 
@@ -216,7 +238,7 @@ def test_cfg_prints_what_load_gives():
 
 def test_a_sweep_is_the_product_in_hydras_order():
     asked = cli.parse(["-m", "algo=pg,npg", "total_steps=10", "seed=range(3)"])
-    assert asked.kind == "multirun"
+    assert isinstance(asked, cli.Multirun)
     assert [job.overrides for job in asked.jobs] == [
         ["algo=pg", "total_steps=10", "seed=0"],
         ["algo=pg", "total_steps=10", "seed=1"],
@@ -261,7 +283,7 @@ def test_multirun_keeps_the_launcher_apart():
     launcher = ("hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1")
     asked = cli.parse(["--multirun", *launcher, "seed=1,2"])
     assert asked.launcher == launcher
-    assert asked.overrides == ("seed=1,2",) and len(asked.jobs) == 2
+    assert asked.overrides == ["seed=1,2"] and len(asked.jobs) == 2
 
 
 def test_multirun_of_one_job():
@@ -274,7 +296,7 @@ def test_multirun_of_one_job():
 
 
 def test_help_has_a_line_for_every_file_and_every_common_key():
-    text = cli.parse(["algo=nonsense", "--help"]).text
+    text = cli.parse(["algo=nonsense", "--help"])
     for group, names in compose.choices().items():
         assert f"\n{group}=…" in text
         for name in names:
@@ -284,11 +306,11 @@ def test_help_has_a_line_for_every_file_and_every_common_key():
                        for line in text.splitlines() if line.startswith("  "))
     for key in ("seed=0", "total_steps=100_000", "eval.episodes=20", "algo.delta=0.01", "sweep.jobs=null"):
         assert f"\n  {key} " in text
-    assert text.count(cli.PROGRAM) == 4 and "--cfg job" in text and max(map(len, text.splitlines())) <= 110
+    assert text.count(PROGRAM) == 4 and "--cfg job" in text and max(map(len, text.splitlines())) <= 110
 
 
 def test_help_examples_are_accepted():
-    for words in cli.EXAMPLES:
+    for words in EXAMPLES:
         cli.parse([word.strip("'") for word in words.split()])
 
 

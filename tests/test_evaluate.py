@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 from whole_runs import CRITIC, ROOT, SMALL, checkpoints, only_run, run
 
-from rl_natgrad.evaluate import main
+from rl_natgrad.evaluate import OPTIONS, main
 from rl_natgrad.rollout.play import play
 from rl_natgrad.run import checkpoint
 from rl_natgrad.run.records import read_record, read_rows
@@ -204,7 +204,11 @@ WRONG = [
     (["run={run}", "episode=3"], "did you mean 'episodes'?"),
     (["run={run}", "+episodes=3"], "unknown option '+episodes'"),
     (["run={run}", "qqq=3"], "there are run, episodes"),
-    (["run={run}", "--video"], "expected key=value"),
+    (["run={run}", "+video"], "expected key=value, got '+video'; write video=…"),
+    (["run={run}", "episodes", "3"], "expected key=value, got 'episodes'; write episodes=3"),
+    (["run={run}", "--episodes", "3"], "unknown option '--episodes'; write episodes=3"),
+    (["run={run}", "--checkpoint=best"], "unknown option '--checkpoint=best'; write checkpoint=best"),
+    (["run={run}", "--xyzzy"], "unknown option '--xyzzy'; see --help"),
     *[(["run={run}", f"episodes={n}"], "whole number") for n in ("0", "-1", "1.5", "nan", "1e9", "99999999", "²")],
     *[(["run={run}", f"checkpoint={n}"], "last, best or") for n in ("-1", "../x", "9" * 40, "")],
     (["run={run}", "checkpoint=99"], "there are 1, 2, 3"),
@@ -408,8 +412,6 @@ def test_what_cannot_be_drawn_is_said(folder, evaluate):
 
 
 def test_help_names_every_option(evaluate):
-    from rl_natgrad.evaluate import _PARSERS
-
     code, out, _ = evaluate("--help")
     assert code == 0
-    assert all(f"\n  {key} " in out for key in _PARSERS)
+    assert all(f"\n  {key} " in out for key in OPTIONS)

@@ -315,7 +315,7 @@ def test_a_run_that_somebody_runs_now_is_left_alone(tmp_path):
 @pytest.mark.parametrize("name", ["plain", "a b", "it's", "x=1,2", "[a]", "it\\'s", "ends\\", "ü·"])
 def test_any_folder_can_be_resumed(name):
     asked = cli.parse(resuming(Path("runs", name), True))
-    assert (asked.kind, asked.resume) == ("resume", f"runs/{name}")
+    assert isinstance(asked, cli.Resume) and asked.run == f"runs/{name}"
 
 
 def test_a_job_has_the_words_of_a_user_who_runs_it_alone(tmp_path):

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rl_natgrad.compare.options import HELP, CompareError, Options, parse
+from rl_natgrad.compare.options import HELP, Options, parse
+from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.run.errors import say
 
 
@@ -20,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         run(parse(argv), argv)
-    except CompareError as error:
+    except ConfigError as error:
         return say(error, 2)
     except OSError as error:
         return say(error, 1)
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(options: Options, argv: Sequence[str]) -> None:
-    """Read, group, compare, say and write.  Raises:  CompareError, OSError."""
+    """Read, group, compare, say and write.  Raises:  ConfigError, OSError."""
     from rl_natgrad.compare import aggregates, plot, report, runs, summary
 
     found, notes = runs.read_runs(options)

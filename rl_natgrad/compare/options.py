@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from rl_natgrad.config.options import NUMBER, TEXT, TEXTS, TRUTH, Option, choice
+from rl_natgrad.config.options import parse as parse_options
+from rl_natgrad.config.refusals import ConfigError
 
 AXES = {"steps": "environment steps", "updates": "policy updates", "seconds": "seconds of training"}
 
@@ -34,8 +35,8 @@ P(A > B)   chance that a run of A ends above a run of B, a tie counting half
 """
 
 
-class CompareError(ValueError):
-    """A command or a set of runs that cannot be compared; the message is the one line to print."""
+class CompareError(ConfigError):
+    """A set of runs that cannot be compared."""
 
 
 @dataclass(frozen=True)
@@ -52,72 +53,28 @@ class Options:
     unfinished: bool = True
 
 
+OPTIONS = {
+    "by": TEXTS,
+    "x": choice({axis: axis for axis in AXES}, several=True),
+    "metric": TEXT,
+    "threshold": NUMBER,
+    "out": Option("a folder", lambda text: Path(TEXT.read(text))),
+    "failed": TRUTH,
+    "unfinished": TRUTH,
+}
+
+
 def parse(argv: list[str]) -> Options:
     """Options from the arguments. A word with = is an option unless it is an existing folder.
 
-    Raises:  CompareError with one line.
+    Raises:  ConfigError with one line.
     """
-    folders: list[Path] = []
-    given: dict[str, Any] = {}
-    for word in argv:
-        key, equals, value = word.partition("=")
-        if not equals or Path(word).is_dir():
-            folders.append(Path(word))
-        elif key not in _PARSERS:
-            near = difflib.get_close_matches(key, _PARSERS, 1)
-            hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(_PARSERS)}"
-            raise CompareError(f"unknown option '{key}'; {hint}")
-        else:
-            given[key] = _PARSERS[key](key, value)
+    words = [word for word in argv if word.startswith("-") or ("=" in word and not Path(word).is_dir())]
+    given = parse_options(words, OPTIONS)
+    folders = [Path(word) for word in argv if word not in words]
     for folder in folders:
-        if str(folder).startswith("-"):
-            raise CompareError(f"unknown option '{folder}'; options are written key=value, see --help")
         if not folder.is_dir():
-            raise CompareError(f"no such folder: {folder}")
+            raise ConfigError(f"no such folder: {folder}")
     if not folders:
-        raise CompareError("name at least one folder of runs, for example: python -m rl_natgrad.compare runs")
+        raise ConfigError("name at least one folder of runs, for example: python -m rl_natgrad.compare runs")
     return Options(folders, **given)
-
-
-def _text(key: str, value: str) -> str:
-    if not value:
-        raise CompareError(f"{key} must not be empty")
-    return value
-
-
-def _words(key: str, value: str) -> list[str]:
-    return [_text(key, word.strip()) for word in value.split(",")]
-
-
-def _axes(key: str, value: str) -> list[str]:
-    for word in _words(key, value):
-        if word not in AXES:
-            raise CompareError(f"x must be steps, updates or seconds, got '{word}'")
-    return _words(key, value)
-
-
-def _number(key: str, value: str) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise CompareError(f"{key} must be a finite number, got '{value}'")
-    return number
-
-
-def _truth(key: str, value: str) -> bool:
-    if value.lower() not in ("true", "false"):
-        raise CompareError(f"{key} must be true or false, got '{value}'")
-    return value.lower() == "true"
-
-
-_PARSERS = {
-    "by": _words,
-    "x": _axes,
-    "metric": _text,
-    "threshold": _number,
-    "out": lambda key, value: Path(_text(key, value)),
-    "failed": _truth,
-    "unfinished": _truth,
-}

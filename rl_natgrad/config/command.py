@@ -4,251 +4,178 @@ Nothing is written before `parse` has returned: a refused command or sweep leave
 """
 
 import io
-import itertools
-import re
 import sys
-import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, NamedTuple
 
 import yaml
 
 from rl_natgrad import __version__
 from rl_natgrad.config import compose
 from rl_natgrad.config.experiment import unfold
-from rl_natgrad.config.overrides import MAX_JOBS, corners, expand, is_launcher, read
-from rl_natgrad.config.refusals import ELSEWHERE, ConfigError, leaves, nearest, show
-from rl_natgrad.config.schema import DEPENDENT, Config
+from rl_natgrad.config.explain import keys
+from rl_natgrad.config.help import help_text
+from rl_natgrad.config.options import instead
+from rl_natgrad.config.overrides import corners, expand, is_launcher, line, read
+from rl_natgrad.config.refusals import ConfigError, did_you_mean, listing, show
+from rl_natgrad.config.schema import Config
 from rl_natgrad.run.errors import say
 
-PROGRAM = "python -m rl_natgrad.train"
-EXAMPLES = {
-    "algo=trpo env=CartPole": "train; the run lands in runs/CartPole-v1/trpo/",
-    "algo=npg solver=cholesky env=Pendulum total_steps=2e5": "other choices, another key",
-    "-m algo=pg,npg,trpo 'seed=range(10)'": "a sweep: 30 runs, one process each",
-}
-OPTIONS = {
-    "-m, --multirun": "a sweep: one job for each combination of a=1,2 or 'a=range(10)' or 'a=glob(*)'",
-    "--cfg job": "print the composed configuration, all keys of it, and exit; -p env prints one part",
-    "--version": "print the version and exit",
-    "-h, --help": "print this and exit",
-}
-NOT_HERE = {
-    "-cn --config-name": "there is one configuration; choose its parts with algo=…, env=… and so on",
-    "-cd --config-dir -cp --config-path": "configurations are the files in configs/; add one there",
-    "-i --info": "--cfg job prints the configuration",
-    "-sc --shell-completion": "there is no completion; --help lists every choice",
-    "-r --run": "one run is the default; leave it out",
-    "--resolve": "--cfg job prints resolved values already",
-    "--hydra-help": "see --help",
-    "--experimental-rerun": "write resume=<run folder> to go on with a run",
-}
+SHORT = {"-m": "--multirun", "-c": "--cfg", "-p": "--package", "-h": "--help"}
+FLAGS = (*SHORT.values(), "--version")
 
 
-class Job(NamedTuple):
-    """One run of a sweep."""
+@dataclass(frozen=True)
+class NewRun:
+    """A run to start, alone or as a job of a sweep: its words, and the configuration that they give."""
 
     overrides: list[str]
     config: Config
 
 
 @dataclass(frozen=True)
-class Command:
-    """What argv asks for.
+class Resume:
+    """A run to go on with, its folder or checkpoint; the other words are not checked, see compose.override."""
 
-    train      config, overrides
-    resume     resume (the run folder), overrides: those beside it, read but not checked; see compose.override
-    multirun   jobs; config: the first job's, for sweep and runs_dir; launcher: the hydra/launcher words;
-               of a search (config.search.trials), overrides are what to search, and jobs its corners
-    help, cfg, version   text, for standard output
+    run: str
+    overrides: list[str]
+
+
+@dataclass(frozen=True)
+class Multirun:
+    """A sweep, or a search where search.trials is given.
+
+    jobs: its runs; of a search, those at the ends of its intervals.  overrides: its words; of an experiment of
+    several sweeps, the first's.  launcher: the hydra/launcher words.
     """
 
-    kind: Literal["train", "resume", "multirun", "help", "cfg", "version"]
-    config: Config | None = None
-    overrides: tuple[str, ...] = ()
-    resume: str = ""
-    jobs: tuple[Job, ...] = ()
-    launcher: tuple[str, ...] = ()
-    text: str = ""
+    jobs: list[NewRun]
+    overrides: list[str]
+    launcher: tuple[str, ...]
+
+    @property
+    def config(self) -> Config:
+        """The first job's, for what is of the whole sweep: `sweep`, `search` and runs_dir."""
+        return self.jobs[0].config
 
 
-def command(argv: Sequence[str]) -> Command:
-    """`parse` for a main program: texts are printed (exit 0), a refusal is one line on stderr (exit 2)."""
+Request = NewRun | Resume | Multirun
+
+
+def parse_or_exit(argv: Sequence[str]) -> Request:
+    """`parse` for a main program: a text is printed (exit 0), a refusal is one line on stderr (exit 2)."""
     try:
         asked = parse(argv)
     except ConfigError as e:
         sys.exit(say(e, 2))
-    if asked.kind in ("help", "cfg", "version"):
+    if isinstance(asked, str):
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # δ on a terminal that has only ASCII
-        print(asked.text)
+        print(asked)
         sys.exit(0)
     return asked
 
 
-def parse(argv: Sequence[str]) -> Command:
-    """What these words ask for, composed and validated; raises ConfigError with the one line to print."""
+def parse(argv: Sequence[str]) -> Request | str:
+    """What these words ask for, composed and validated, or the text that they ask to print.
+
+    Raises: ConfigError with the one line to print.
+    """
+    if {"-h", "--help"} & set(argv):
+        return help_text()
+    if "--version" in argv:
+        return f"rl_natgrad {__version__}"
     flags, words = _split(argv)
-    if "help" in flags:
-        return Command("help", text=help_text())
-    if "version" in flags:
-        return Command("version", text=f"rl_natgrad {__version__}")
-    _check_bare(words)
-    if "package" in flags and "cfg" not in flags:
+    if "--package" in flags and "--cfg" not in flags:
         raise ConfigError("-p goes with --cfg job; see --help")
-    if "multirun" in flags:
-        if "cfg" in flags:
+    if "--multirun" in flags:
+        if "--cfg" in flags:
             raise ConfigError("--cfg job prints one configuration; leave out -m")
         return _multirun(words)
     [words, *more] = unfold(words)
     if more:
         raise ConfigError("this experiment is several sweeps; write -m")
-    if "cfg" in flags:
-        return Command("cfg", text=_composed(compose.load(words), flags["cfg"], flags.get("package")))
+    if "--cfg" in flags:
+        return _composed(compose.load(words), flags["--cfg"], flags.get("--package"))
     given = read(words)
-    folder = given["resume"].value() if "resume" in given else None
+    folder = given.pop("resume").value() if "resume" in given else None
     if folder is None:
-        return Command("train", config=compose.load(words), overrides=tuple(words))
+        return NewRun(words, compose.load(words))
     if not isinstance(folder, str) or not folder:
         raise ConfigError(f"resume must be a run folder or null, got {show(folder)}")
-    others = tuple(given[key].input_line or "" for key in given if key != "resume")
-    return Command("resume", resume=folder, overrides=others)
+    return Resume(folder, [line(override) for override in given.values()])
 
 
 def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Our own flags with their values, and the words that are left."""
+    """Our own flags with their values, and the key=value words."""
     flags: dict[str, str] = {}
     words: list[str] = []
-    names = {"-h": "help", "--help": "help", "--version": "version", "-m": "multirun",
-             "--multirun": "multirun"}
-    valued = {"-c": "cfg", "--cfg": "cfg", "-p": "package", "--package": "package"}
     rest = list(argv)
     while rest:
         word = rest.pop(0)
         name, equals, value = word.partition("=")
-        if word in names:
-            flags[names[word]] = ""
-        elif name in valued:
-            flags[valued[name]] = value if equals else rest.pop(0) if rest else ""
-        elif word.startswith("-"):
-            raise ConfigError(_not_an_option(name, value if equals else rest[0] if rest else ""))
+        name = SHORT.get(name, name)
+        if name in ("--cfg", "--package"):
+            flags[name] = value if equals else rest.pop(0) if rest else ""
+        elif name in FLAGS and not equals:
+            flags[name] = ""
+        elif word.startswith("-") or not (equals or word.startswith(("+", "~"))):
+            raise ConfigError(_neither(word, rest[0] if rest else ""))
         else:
             words.append(word)
     return flags, words
 
 
-def _not_an_option(name: str, value: str) -> str:
-    for names, instead in NOT_HERE.items():
-        if name in names.split():
-            return f"{name} is not an option here; {instead}"
-    value = "…" if not value or "=" in value or value.startswith("--") else value
-    key = _key(name.lstrip("-").replace("-", "_"))
-    return f"unknown option {name!r}; " + (f"write {key}={value}" if key else "see --help")
+def _neither(word: str, after: str) -> str:
+    """The answer to what is neither flag nor key=value: `--algo trpo`, `algo trpo`, `CartPole`."""
+    said, advice = f"expected key=value, got {show(word)}", "see --help"
+    if word.startswith("-"):
+        said, advice = f"unknown option {show(word)}", f"there are {listing(FLAGS)}, and all else is key=value"
+        if hint := did_you_mean(word, FLAGS):
+            return said + hint
+    files = compose.choices()
+    if chosen := [f"{group}={word}" for group, names in files.items() if word in names]:
+        return f"{said}; write {' or '.join(chosen)}"
+    return f"{said}; {instead(word, after, [*files, *keys(compose.load([]).tree())]) or advice}"
 
 
-def _key(word: str) -> str | None:
-    """The key that a word means: itself, what other libraries call so, or the nearest."""
-    keys = [*compose.choices(), *leaves(compose.load([]).model_dump(exclude_none=True))]
-    ours = [word, *ELSEWHERE.get(word, [])]
-    return next((key for key in ours if key in keys), None) or (ours[1] if ours[1:] else nearest(word, keys))
-
-
-def _check_bare(words: list[str]) -> None:
-    """Answer `algo trpo` and `CartPole` with what to write."""
-    for word, after in itertools.pairwise([*words, "="]):
-        if "=" in word or word[:1] in ("+", "~"):
-            continue
-        groups = [group for group, names in compose.choices().items() if word in names]
-        instead = " or ".join(f"{group}={word}" for group in groups)
-        if not groups and (key := _key(word)):
-            instead = f"{key}={'…' if '=' in after else after}"
-        advice = f"write {instead}" if instead else "see --help"
-        raise ConfigError(f"expected key=value, got {word!r}; {advice}")
-
-
-def _multirun(words: list[str]) -> Command:
+def _multirun(words: list[str]) -> Multirun:
     launcher = [word for word in words if is_launcher(word)]
     read(launcher, launcher=True)
     parts = unfold([word for word in words if not is_launcher(word)])
-    lines = [line for part in parts for line in _lines(part, alone=len(parts) == 1)]
-    if len(lines) > MAX_JOBS:
-        raise ConfigError(f"the sweep has more than {MAX_JOBS:,} jobs; split it")
+    listed = [job for part in parts for job in _jobs(part, alone=len(parts) == 1)]
     jobs = []
-    for number, line in enumerate(lines, 1):
+    for number, job in enumerate(listed, 1):
         try:
-            jobs.append(Job(line, compose.load(line)))
+            jobs.append(NewRun(job, compose.load(job)))
         except ConfigError as e:
-            which = f"job {number} of {len(lines)}: " if len(lines) > 1 else ""
+            which = f"job {number} of {len(listed)}: " if len(listed) > 1 else ""
             raise ConfigError(f"{which}{e}") from None
-    return Command("multirun", jobs[0].config, tuple(parts[0]), jobs=tuple(jobs), launcher=tuple(launcher))
+    return Multirun(jobs, parts[0], tuple(launcher))
 
 
-def _lines(words: list[str], *, alone: bool) -> list[list[str]]:
+def _jobs(words: list[str], *, alone: bool) -> list[list[str]]:
     """The jobs of one sweep; of a search, those at the ends of its intervals, which must all be allowed."""
     given = read(words, sweeps=True)
     for key, override in given.items():
         if key == "resume":
             raise ConfigError("resume goes on with one run; leave out -m, or use sweep.skip_finished=true")
         if key.startswith(("sweep", "search")) and override.is_sweep_override():
-            raise ConfigError(f"{override.input_line}: {key} is of the whole sweep, one value")
+            raise ConfigError(f"{line(override)}: {key} is of the whole sweep, one value")
     if "search.trials" not in given or given["search.trials"].value() is None:
         return expand(words, compose.choices())
     if not alone:
         raise ConfigError("search.trials needs one sweep; this experiment is several")
     if not any(override.is_sweep_override() for key, override in given.items() if key != "seed"):
         raise ConfigError("search.trials has nothing to search; add 'algo.delta=interval(0.001,0.1)'")
-    return [line for end in corners(words) for line in expand(end, compose.choices())]
+    return [job for end in corners(words) for job in expand(end, compose.choices())]
 
 
 def _composed(cfg: Config, what: str, package: str | None) -> str:
     if what != "job":
         raise ConfigError(f"--cfg takes job, got {what!r}")
-    tree = cfg.model_dump(mode="json")
-    tree = {key: value for key, value in tree.items() if value is not None or key not in DEPENDENT}
+    tree = cfg.tree()
     if package is not None and package not in tree:
         raise ConfigError(f"-p takes one of {', '.join(tree)}, got {package!r}")
     tree = tree if package is None else {package: tree[package]}
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).rstrip()
-
-
-def help_text() -> str:
-    """Every group and choice with one line each, and the common keys, all read from configs/."""
-    folder = compose.config_dir()
-    default = dict(_defaults(folder))
-    lines = [f"usage: {PROGRAM} [-m] [key=value …]", "", "Train with PG, NPG or TRPO.", "", "examples"]
-    lines += [f"  {PROGRAM} {words}\n      {what}" for words, what in EXAMPLES.items()]
-    for group, names in compose.choices().items():
-        lines += ["", f"{group}=…" + (f" (default {default[group]})" if group in default else "")]
-        lines += [_entry(name, _title(folder / group / f"{name}.yaml"), 24) for name in names]
-    for title, prefix, file in (("keys", "", "train"), ("keys of algo=trpo", "algo.", "algo/trpo")):
-        lines += ["", title]
-        lines += [_entry(f"{prefix}{key}", what, 32) for key, what in _commented(folder / f"{file}.yaml")]
-    lines += ["", "options"] + [_entry(option, what, 24) for option, what in OPTIONS.items()]
-    return "\n".join(lines)
-
-
-def _entry(name: str, what: str, width: int) -> str:
-    indent = " " * (width + 2)
-    return textwrap.fill(what, 108, initial_indent=f"  {name:<{width}}", subsequent_indent=indent)
-
-
-def _title(file: Path) -> str:
-    return next(line[2:] for line in file.read_text().splitlines() if re.match(r"# [^@]", line))
-
-
-def _defaults(folder: Path) -> Iterator[tuple[str, str]]:
-    for file in (folder / "train.yaml", *sorted((folder / "algo").glob("*.yaml"))):
-        yield from re.findall(r"^  - /?(\w+)(?:@\S+)?: (\w+)", file.read_text(), re.MULTILINE)
-
-
-def _commented(file: Path) -> Iterator[tuple[str, str]]:
-    """(key=value, comment) of each key that has a comment; keys of a section get its name in front."""
-    section = ""
-    for line in file.read_text().splitlines():
-        if match := re.match(r"( *)(\w+): (.*?) +# (.*)", line):
-            indent, key, value, comment = match.groups()
-            yield f"{section if indent else ''}{key}={value}", comment
-        elif match := re.match(r"(\w+):$", line):
-            section = f"{match[1]}."

@@ -17,27 +17,28 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from rl_natgrad.config import refusals as say
+from rl_natgrad.config.explain import belongs, explain, unknown
 from rl_natgrad.config.overrides import read
-from rl_natgrad.config.refusals import ConfigError
-from rl_natgrad.config.schema import DEPENDENT, MODELS, Config
-
-__all__ = ["Config", "ConfigError", "choices", "config_dir", "load", "override", "validate"]
+from rl_natgrad.config.refusals import ConfigError, did_you_mean, listing, show
+from rl_natgrad.config.schema import DEPENDENT, MODELS, Config, Env
 
 
 def load(overrides: Iterable[str]) -> Config:
     """The configuration that `key=value` overrides give; raises ConfigError if anything in them is wrong."""
     values = {key: given.value() for key, given in read(overrides).items()}
-    if "env" in values:
-        _resolve_env(values)
-    files = {group: _choice(group, values.pop(group)) for group in choices() if group in values}
-    tree = copy.deepcopy(_compose(files))
-    for key, value in values.items():
-        _assign(tree, key, value)
+    env, key = values.get("env"), "env.id" if "env.id" in values else "env"
+    if isinstance(env, str) and env not in choices()["env"]:  # an id: its own file, or the default one
+        values["env"] = _env_files().get(env, "default")
+        if values["env"] == "default":
+            if "env.id" in values:
+                raise ConfigError(f"env.id is given twice: env={env} and env.id={values['env.id']}")
+            values["env.id"] = env
+    files = {group: choice(group, values.pop(group)) for group in choices() if group in values}
+    tree = copy.deepcopy(_compose(**files))
+    for name, value in values.items():
+        _assign(tree, name, value)
     config = validate(tree)
-    if not _is_env(config.env.id, config.env.backend):
-        raise ConfigError(f"env.id must be a registered Gymnasium id or module:Name-v0, got {config.env.id!r}"
-                          + say.did_you_mean(config.env.id, _newest_ids()))
+    _check_id(key, config.env)
     return config
 
 
@@ -46,19 +47,18 @@ def validate(tree: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as e:
-        raise ConfigError(say.explain(e.errors(include_url=False)[0])) from None
+        raise ConfigError(explain(e.errors(include_url=False)[0])) from None
 
 
 def override(config: Config, overrides: Iterable[str], allowed: Collection[str]) -> Config:
     """A stored configuration with `key=value` overrides set, of which only the allowed keys may be named."""
-    tree = {key: value for key, value in config.model_dump(mode="json").items()
-            if key not in DEPENDENT or value is not None}
+    tree = config.tree()
     for key, given in read(overrides).items():
         if key not in choices():
             _assign(tree, key, given.value())  # first, so that an unknown key is answered as such
         if key not in allowed:
             raise ConfigError(f"{key} is fixed by the run that is resumed, got {given.input_line}; "
-                              f"{say.listing(sorted(allowed))} can change")
+                              f"{listing(sorted(allowed))} can change")
     return validate(tree)
 
 
@@ -67,10 +67,10 @@ def config_dir() -> Path:
     """The folder of train.yaml: inside the package when installed, beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     folders = (package / "configs", package.parent / "configs")
-    found = next((folder for folder in folders if (folder / "train.yaml").is_file()), None)
-    if found is None:
-        raise ConfigError(f"no train.yaml in {folders[0]} or {folders[1]}; the installation is incomplete")
-    return found
+    for folder in folders:
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise ConfigError(f"no train.yaml in {folders[0]} or {folders[1]}; the installation is incomplete")
 
 
 @functools.cache
@@ -80,23 +80,21 @@ def choices() -> dict[str, list[str]]:
     return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
 
 
-def _choice(group: str, value: Any) -> str:
-    if value not in choices()[group]:
-        raise ConfigError(f"{group} must be {say.listing(choices()[group], 'or')}, got {say.show(value)}"
-                          + say.did_you_mean(str(value), choices()[group]))
+def choice(group: str, value: Any) -> str:
+    """The value, if it is the name of a file of the group; raises ConfigError."""
+    names = choices()[group]
+    if value not in names:
+        raise ConfigError(f"{group} must be {listing(names, 'or')}, got {show(value)}"
+                          + did_you_mean(str(value), names))
     return value
 
 
-def _compose(files: dict[str, str]) -> dict[str, Any]:
-    tree = _compose_files(**{group: name for group, name in files.items() if group not in DEPENDENT})
-    for group in files:
-        if group in DEPENDENT and group not in tree:
-            raise ConfigError(say.belongs(group, tree))
-    return _compose_files(**files)
-
-
 @functools.cache  # a sweep over seeds composes once
-def _compose_files(**files: str) -> dict[str, Any]:
+def _compose(**files: str) -> dict[str, Any]:
+    """What these files say, before any key is set."""
+    always = {group: name for group, name in files.items() if group not in DEPENDENT}
+    if lacking := [group for group in files if group not in always and group not in _compose(**always)]:
+        raise ConfigError(belongs(lacking[0], _compose(**always)))
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             tree = compose("train", [f"{group}={name}" for group, name in files.items()])
@@ -127,33 +125,17 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
         if isinstance(node, dict):
             node = node.setdefault(part, {}) if free else node.get(part)
     if not isinstance(node, dict) or not (last in node or free):
-        raise ConfigError(say.unknown(key, tree))
+        raise ConfigError(unknown(key, tree))
     if last == "name" and path and path[0] in MODELS:
         raise ConfigError(f"{key} is set by the choice of a file; write {path[0]}={value}")
     if isinstance(node.get(last), dict) and not key.startswith("env.kwargs"):
         if not isinstance(value, dict):
-            raise ConfigError(f"{key} is a section of keys, got {say.show(value)}; "
-                              f"write {key}.<key>=…, with {say.listing(node[last], 'or')}")
+            raise ConfigError(f"{key} is a section of keys, got {show(value)}; "
+                              f"write {key}.<key>=…, with {listing(node[last], 'or')}")
         for name, inner in value.items():
             _assign(tree, f"{key}.{name}", inner)
     else:
         node[last] = value
-
-
-def _resolve_env(values: dict[str, Any]) -> None:
-    """Turn env=<id> into a file: the one with that id, else env/default.yaml with env.id=<id>."""
-    name = values["env"]
-    if not isinstance(name, str) or name in choices()["env"]:
-        return
-    if name not in _env_files():
-        if not _is_env(name, values.get("env.backend", "auto")):
-            raise ConfigError(f"env must be {', '.join(choices()['env'])}, a registered Gymnasium id "
-                              f"or module:Name-v0, got {name!r}"
-                              + say.did_you_mean(name, choices()["env"] + _newest_ids()))
-        if "env.id" in values:
-            raise ConfigError(f"env.id is given twice: env={name} and env.id={values['env.id']}")
-        values["env.id"] = name
-    values["env"] = _env_files().get(name, "default")
 
 
 @functools.cache
@@ -164,18 +146,15 @@ def _env_files() -> dict[str, str]:
     return {tree.get("env", tree).get("id"): name for name, tree in trees.items()}
 
 
-def _is_env(name: str, backend: str) -> bool:
-    """Whether the id is known, or is known only to something that is imported later."""
-    later = ":" in name or name.startswith("ALE/") or backend == "envpool"
-    return later or name in _env_files() or name in _registered()
-
-
-def _registered() -> list[str]:
+def _check_id(key: str, env: Env) -> None:
+    """Raises ConfigError unless the id, given as `key`, is known or may be so to what is imported later."""
+    if ":" in env.id or env.id.startswith("ALE/") or env.backend == "envpool" or env.id in _env_files():
+        return
     import gymnasium  # here, because it takes 0.1 s and only unknown names need it
 
-    return list(gymnasium.registry)
-
-
-def _newest_ids() -> list[str]:
-    versions = sorted((name.rsplit("-v", 1) for name in _registered()), key=lambda pair: int(pair[-1]))
-    return [f"{name}-v{version}" for name, version in dict(versions).items()]
+    if env.id not in gymnasium.registry:
+        files = choices()["env"] if key == "env" else []
+        ids = sorted(gymnasium.registry, key=lambda name: int(name.rsplit("-v", 1)[-1]))
+        newest = {name.rsplit("-v", 1)[0]: name for name in ids}
+        raise ConfigError(f"{key} must be {', '.join([*files, 'a registered Gymnasium id or module:Name-v0'])}, "
+                          f"got {env.id!r}" + did_you_mean(env.id, [*files, *newest.values()]))

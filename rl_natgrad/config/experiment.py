@@ -3,8 +3,8 @@
 import yaml
 
 from rl_natgrad.config import compose
-from rl_natgrad.config.overrides import read
-from rl_natgrad.config.refusals import ConfigError, did_you_mean, listing
+from rl_natgrad.config.overrides import line, read
+from rl_natgrad.config.refusals import ConfigError
 
 KEY = "experiment"
 
@@ -18,12 +18,8 @@ def unfold(words: list[str]) -> list[list[str]]:
     if not any(word.startswith(f"{KEY}=") for word in words):
         return [words]
     given = read(words, sweeps=True)
-    override = given.pop(KEY)
-    name, names = str(override.value()), compose.choices().get(KEY, [])
-    if name not in names:
-        hint = did_you_mean(name, names)
-        raise ConfigError(f"{KEY} must be {listing(names, 'or')}, got {override.input_line}{hint}")
-    ours = {key: each.input_line or "" for key, each in given.items()}
+    name = compose.choice(KEY, line(given.pop(KEY)).partition("=")[2])
+    ours = {key: line(each) for key, each in given.items()}
     return [list((part | ours).values()) for part in _parts(name)]
 
 

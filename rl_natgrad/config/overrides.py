@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 import re
 from collections.abc import Iterable, Iterator
 
@@ -12,6 +13,7 @@ from hydra.errors import HydraException
 from rl_natgrad.config.refusals import ConfigError
 
 MAX_JOBS = 10_000  # of one sweep; each is composed and validated before the first starts
+_grammar = functools.cache(OverridesParser.create)
 
 
 def read(tokens: Iterable[str], *, sweeps: bool = False, launcher: bool = False) -> dict[str, Override]:
@@ -24,7 +26,7 @@ def read(tokens: Iterable[str], *, sweeps: bool = False, launcher: bool = False)
         override = _parse(token, launcher)
         key = override.key_or_group
         if key in given:
-            raise ConfigError(f"{key} is given twice: {given[key].input_line} and {token}")
+            raise ConfigError(f"{key} is given twice: {line(given[key])} and {token}")
         if override.is_sweep_override() and not sweeps:
             raise ConfigError(f"{token} is several values: write -m to sweep, or {key}=[…] for a list")
         given[key] = override
@@ -55,21 +57,21 @@ def _parse(token: str, launcher: bool) -> Override:
     return override
 
 
+def line(override: Override) -> str:
+    """The word that an override was read from."""
+    return override.input_line or ""
+
+
 def is_launcher(token: str) -> bool:
     """Whether this word chooses or configures the launcher of a sweep."""
     return token.startswith(("hydra/launcher=", "hydra.launcher."))
-
-
-@functools.cache
-def _grammar() -> OverridesParser:
-    return OverridesParser.create()
 
 
 def expand(tokens: Iterable[str], choices: dict[str, list[str]]) -> list[list[str]]:
     """One list of plain overrides per job: the product of the sweeps, the last fastest, as Hydra does."""
     axes = [list(itertools.islice(_values(override, choices), MAX_JOBS + 1))
             for override in read(tokens, sweeps=True).values()]
-    count = functools.reduce(lambda n, axis: n * len(axis), axes, 1)
+    count = math.prod(map(len, axes))
     if count > MAX_JOBS:
         raise ConfigError(f"the sweep has more than {MAX_JOBS:,} jobs; split it")
     if count == 0:
@@ -79,31 +81,34 @@ def expand(tokens: Iterable[str], choices: dict[str, list[str]]) -> list[list[st
 
 def corners(tokens: Iterable[str]) -> list[list[str]]:
     """The words with every interval at its low end, and with every one at its high end."""
-    ends: list[list[str]] = [[], []]
-    for key, override in read(tokens, sweeps=True).items():
-        value, line = override.value(), override.input_line or ""
-        if isinstance(value, IntervalSweep):
-            low, high = value.start, value.end
-            if low is None or high is None or not low < high or ("log" in value.tags and low <= 0):
-                raise ConfigError(f"{line}: an interval needs low < high, and tag(log,…) needs low > 0")
-        for words, end in zip(ends, ("start", "end"), strict=True):
-            words.append(f"{key}={getattr(value, end)}" if isinstance(value, IntervalSweep) else line)
-    return ends if ends[0] != ends[1] else ends[:1]
+    given = read(tokens, sweeps=True).values()
+    low, high = ([_at(end, override) for override in given] for end in ("start", "end"))
+    return [low, high] if low != high else [low]
+
+
+def _at(end: str, override: Override) -> str:
+    value = override.value()
+    if not isinstance(value, IntervalSweep):
+        return line(override)
+    low, high = value.start, value.end
+    if low is None or high is None or not low < high or ("log" in value.tags and low <= 0):
+        raise ConfigError(f"{line(override)}: an interval needs low < high, and tag(log,…) needs low > 0")
+    return f"{override.key_or_group}={getattr(value, end)}"
 
 
 def _values(override: Override, choices: dict[str, list[str]]) -> Iterator[str]:
-    key, line = override.key_or_group, override.input_line or ""
+    key = override.key_or_group
     if not override.is_sweep_override():
-        yield line
+        yield line(override)
     elif not override.is_discrete_sweep():
-        raise ConfigError(f"{line}: an interval can't be listed; write range(start,stop,step) or a,b,c, "
+        raise ConfigError(f"{line(override)}: an interval can't be listed; write range(start,stop,step) or a,b,c, "
                           "or search it with search.trials=20")
     elif isinstance(glob := override.value(), Glob):
         if key not in choices:
-            raise ConfigError(f"{line}: glob is for a choice of files; {key} is not one")
+            raise ConfigError(f"{line(override)}: glob is for a choice of files; {key} is not one")
         yield from (f"{key}={name}" for name in glob.filter(choices[key]))
     else:
         try:
             yield from (f"{key}={value}" for value in override.sweep_string_iterator())
         except (HydraException, ValueError) as e:  # a step of 0
-            raise ConfigError(f"{line}: {e}") from None
+            raise ConfigError(f"{line(override)}: {e}") from None

@@ -35,11 +35,14 @@ EnvId = Annotated[str, Field(pattern=r"^([\w.]+:)?([\w-]+/)?\w[\w.-]*$",
 
 
 class Section(BaseModel):
+    """Keys that belong together: all of them, no others, each of its very type; nothing changes them."""
+    groups: ClassVar[tuple[str, ...]] = ()  # of DEPENDENT, those that an algorithm has
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Reinforce(Section):
-    groups: ClassVar = ("optimizer",)
+    """Monte Carlo returns, a first-order optimizer, no critic."""
+    groups = ("optimizer",)
     name: Literal["reinforce"]
     gamma: Unit
     normalize_adv: bool
@@ -47,7 +50,8 @@ class Reinforce(Section):
 
 
 class Pg(Section):
-    groups: ClassVar = ("optimizer", "critic")
+    """Policy gradient with generalised advantages and a first-order optimizer."""
+    groups = ("optimizer", "critic")
     name: Literal["pg"]
     gamma: Unit
     lam: Unit
@@ -56,7 +60,8 @@ class Pg(Section):
 
 
 class Npg(Section):
-    groups: ClassVar = ("solver", "fisher", "critic")
+    """Natural policy gradient: a step along F⁻¹g of KL radius `delta`, or of fixed rate `lr`."""
+    groups = ("solver", "fisher", "critic")
     name: Literal["npg"]
     delta: Positive
     lr: Positive | None
@@ -66,7 +71,8 @@ class Npg(Section):
 
 
 class Trpo(Section):
-    groups: ClassVar = ("solver", "fisher", "critic")
+    """NPG's step with a line search that keeps KL ≤ delta."""
+    groups = ("solver", "fisher", "critic")
     name: Literal["trpo"]
     delta: Positive
     max_backtracks: Natural
@@ -77,29 +83,34 @@ class Trpo(Section):
 
 
 class Sgd(Section):
+    """Plain gradient steps."""
     name: Literal["sgd"]
     lr: Positive
 
 
 class Momentum(Section):
+    """Heavy-ball momentum."""
     name: Literal["momentum"]
     lr: Positive
     momentum: Decay
 
 
 class Nag(Section):
+    """Nesterov's accelerated gradient."""
     name: Literal["nag"]
     lr: Positive
     momentum: Inside  # torch refuses Nesterov without momentum
 
 
 class Adagrad(Section):
+    """Steps scaled by all squared gradients so far."""
     name: Literal["adagrad"]
     lr: Positive
     eps: Positive
 
 
 class Adadelta(Section):
+    """Steps scaled by running means of squared gradients and of squared steps."""
     name: Literal["adadelta"]
     lr: Positive
     rho: Decay
@@ -107,6 +118,7 @@ class Adadelta(Section):
 
 
 class Rmsprop(Section):
+    """Steps scaled by a running mean of squared gradients."""
     name: Literal["rmsprop"]
     lr: Positive
     alpha: Decay
@@ -115,6 +127,7 @@ class Rmsprop(Section):
 
 
 class Adam(Section):
+    """Momentum and RMSprop, corrected for their start; `radam` rectifies the first steps."""
     name: Literal["adam", "radam"]
     lr: Positive
     betas: Betas
@@ -122,10 +135,12 @@ class Adam(Section):
 
 
 class Identity(Section):
+    """The plain gradient as direction."""
     name: Literal["identity"]
 
 
 class Cg(Section):
+    """Conjugate gradient on Fisher-vector products."""
     name: Literal["cg"]
     damping: NonNegative
     max_iter: Count
@@ -134,36 +149,47 @@ class Cg(Section):
 
 
 class Cholesky(Section):
+    """An exact solve with the dense (P, P) Fisher."""
     name: Literal["cholesky"]
     damping: NonNegative
     max_gib: Positive
 
 
 class Woodbury(Section):
+    """An exact solve in the sample space, (M, M)."""
     name: Literal["woodbury"]
     damping: Positive  # its matrix is singular without
     max_gib: Positive
 
 
 class Pinv(Section):
+    """The undamped pseudo-inverse of the dense Fisher."""
     name: Literal["pinv"]
     rtol: Inside
     max_gib: Positive
 
 
 class Fisher(Section):
+    """Which Fisher matrix, from what share of the batch."""
     name: Literal["gauss_newton", "kl_hessian", "empirical"]
     fraction: Fraction
 
 
-class Mlp(Section):
-    name: Literal["mlp"]
+class Layers(Section):
+    """A network of dense layers."""
+    name: str
     hidden: Sizes
     activation: Activation
+
+
+class Mlp(Layers):
+    """A policy of dense layers."""
+    name: Literal["mlp"]
     log_std: LogStd
 
 
 class Cnn(Section):
+    """A policy of convolutions and one dense layer, for images."""
     name: Literal["cnn"]
     channels: Sizes
     kernels: Sizes
@@ -173,32 +199,30 @@ class Cnn(Section):
 
     @model_validator(mode="after")
     def one_each(self) -> "Cnn":
+        """Checks the lengths of the lists."""
         if not len(self.channels) == len(self.kernels) == len(self.strides) > 0:
             raise ValueError("policy.channels, policy.kernels and policy.strides need one entry per layer")
         return self
 
 
-class CriticAdam(Section):
+class CriticAdam(Layers):
+    """Fitted by Adam on minibatches."""
     name: Literal["adam"]
-    hidden: Sizes
-    activation: Activation
     lr: Positive
     epochs: Count
     minibatch: Count
 
 
-class CriticLbfgs(Section):
+class CriticLbfgs(Layers):
+    """Fitted by L-BFGS on the whole batch."""
     name: Literal["lbfgs"]
-    hidden: Sizes
-    activation: Activation
     max_iter: Count
     history: Count
 
 
-class CriticTrustRegion(Section):
+class CriticTrustRegion(Layers):
+    """Fitted by Gauss–Newton steps within a trust region."""
     name: Literal["trust_region"]
-    hidden: Sizes
-    activation: Activation
     delta: Positive | None
     damping: NonNegative
     max_iter: Count
@@ -206,10 +230,12 @@ class CriticTrustRegion(Section):
 
 
 class NoCritic(Section):
+    """V = 0."""
     name: Literal["none"]
 
 
 class Env(Section):
+    """The environment, and how it is stepped and normalised."""
     id: EnvId
     backend: Literal["auto", "sync", "async", "split", "native", "envpool"]
     allow_import: bool
@@ -220,16 +246,19 @@ class Env(Section):
 
 
 class Eval(Section):
+    """Evaluation episodes."""
     episodes: Size  # each has an environment of its own
     every: Natural
 
 
 class Checkpoint(Section):
+    """When to save, and how many to keep."""
     every: Natural
     keep: Count
 
 
 class Sweep(Section):
+    """How the jobs of a sweep are run."""
     jobs: Size | None
     job_timeout: Positive | None
     skip_finished: bool
@@ -237,6 +266,7 @@ class Sweep(Section):
 
 
 class Search(Section):
+    """Optuna's search over the keys of a sweep."""
     trials: Count | None
     study: Annotated[str, Field(pattern=r"^[\w.-]+$", description="a name of letters, digits, _ . -")] | None
     sampler: Literal["tpe", "random"]
@@ -267,12 +297,21 @@ class Config(Section):
     sweep: Sweep
     search: Search
 
+    def tree(self) -> dict[str, Any]:
+        """It as YAML would say it, without the groups that the algorithm does not have."""
+        tree = self.model_dump(mode="json")
+        return {key: value for key, value in tree.items() if value is not None or key not in DEPENDENT}
+
     @model_validator(mode="after")
     def consistent(self) -> "Config":
+        """Checks what no key shows by itself."""
         for group in DEPENDENT:
             if (getattr(self, group) is None) == (group in self.algo.groups):
                 verb = "needs" if group in self.algo.groups else "has no"
                 raise ValueError(f"algo={self.algo.name} {verb} {group}")
+        if isinstance(self.solver, Woodbury) and self.fisher and self.fisher.name == "kl_hessian":
+            raise ValueError("solver=woodbury needs a Fisher with rows: fisher must be gauss_newton or empirical, "
+                             "got kl_hessian")
         if not 2 <= self.num_envs * self.horizon <= MAX_BATCH:
             raise ValueError(f"horizon × num_envs must be 2 to {MAX_BATCH:,} samples per update, "
                              f"got {self.horizon} × {self.num_envs}")
@@ -291,13 +330,15 @@ def _weights(part: Section | None) -> int:
     """Weights between the hidden layers of a network: those that need no environment to be known."""
     if isinstance(part, Cnn):
         return sum(a * b * k * k for (a, b), k in zip(pairwise(part.channels), part.kernels[1:], strict=True))
-    return sum(a * b for a, b in pairwise(getattr(part, "hidden", ())))
+    return sum(a * b for a, b in pairwise(part.hidden)) if isinstance(part, Layers) else 0
 
 
-def _models(group: str) -> dict[str, type[Section]]:
-    annotation = Config.model_fields[group].annotation
-    models = [model for model in get_args(annotation) or (annotation,) if model is not type(None)]
-    return {name: model for model in models for name in get_args(model.model_fields["name"].annotation)}
+def models(section: str) -> dict[str, type[Section]]:
+    """The model of each choice of a group, by name; of a section without choices its model, by ""."""
+    annotation = Config.model_fields[section].annotation
+    found = [model for model in get_args(annotation) or (annotation,) if model is not type(None)]
+    named = [(model.model_fields.get("name"), model) for model in found]
+    return {name: model for field, model in named for name in (get_args(field.annotation) if field else ("",))}
 
 
-MODELS = {group: _models(group) for group in ("algo", "policy", *DEPENDENT)}
+MODELS = {group: models(group) for group in ("algo", "policy", *DEPENDENT)}

@@ -5,8 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rl_natgrad.config.command import Command
-from rl_natgrad.config.command import Job as Asked
+from rl_natgrad.config.command import Multirun, NewRun
 from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.envs.cores import cores
 from rl_natgrad.run.errors import say
@@ -23,10 +22,9 @@ from rl_natgrad.sweep.search import Search
 from rl_natgrad.sweep.table import View, closing
 
 
-def sweep(asked: Command) -> int:
+def sweep(asked: Multirun) -> int:
     """Runs a sweep or a search. Returns the exit code: 0, 1 (a job failed), 2 (refused), 130 or 143 (stopped)."""
     began, command = time.monotonic(), command_line("rl_natgrad.train")
-    assert asked.config is not None  # of a multirun, that of its first job
     runs_dir, keys = asked.config.runs_dir, asked.config.sweep
     try:
         launch, at_once = _launcher(asked)
@@ -56,7 +54,7 @@ def sweep(asked: Command) -> int:
     return int(any(job.outcome in ("failed", "stopped") and not job.pruned for job in plan.jobs))
 
 
-def _launcher(asked: Command) -> tuple[Launch, int]:
+def _launcher(asked: Multirun) -> tuple[Launch, int]:
     """What starts a job, and how many it has at once: on this machine as many as there are cores for."""
     if asked.launcher:
         cluster = Cluster.of(asked.launcher)
@@ -64,7 +62,7 @@ def _launcher(asked: Command) -> tuple[Launch, int]:
     return Process, max(cores() // max(job.config.torch_threads for job in asked.jobs), 1)
 
 
-def _listed(asked: Sequence[Asked], folder: Path) -> Listed:
+def _listed(asked: Sequence[NewRun], folder: Path) -> Listed:
     jobs = [new_job(n, job.overrides, job.config, folder) for n, job in enumerate(asked, 1)]
     going_on = jobs[0].config.sweep.skip_finished
     return Listed(jobs, Earlier(job.config.runs_dir for job in jobs) if going_on else None)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
 from rl_natgrad.config import compose
-from rl_natgrad.config.command import Command
-from rl_natgrad.config.overrides import expand, read
+from rl_natgrad.config.command import Multirun
+from rl_natgrad.config.overrides import expand, line, read
 from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.config.schema import Config
 from rl_natgrad.run import lock
@@ -50,7 +50,7 @@ class Trial:
 class Search:
     """The plan of a search: asks Optuna what to run next, and tells it what came of it."""
 
-    def __init__(self, command: Command, cfg: Config, trials: int):
+    def __init__(self, command: Multirun, cfg: Config, trials: int):
         try:
             import optuna
         except ImportError:
@@ -59,14 +59,14 @@ class Search:
         self.jobs = list[Job]()
         self._cfg, self._trials_asked = cfg, trials
         given = read(command.overrides, sweeps=True)
-        self._seeds = expand([_line(given.pop("seed"))], {}) if "seed" in given else [[]]
-        self._fixed = [_line(override) for override in given.values() if not override.is_sweep_override()]
+        self._seeds = expand([line(given.pop("seed"))], {}) if "seed" in given else [[]]
+        self._fixed = [line(override) for override in given.values() if not override.is_sweep_override()]
         self._space = {key: _distribution(each) for key, each in given.items() if each.is_sweep_override()}
         self._trials: dict[int, Trial] = {}  # by the number of a job
         self._queue: list[Job] = []
 
     @classmethod
-    def of(cls, command: Command) -> Search | None:
+    def of(cls, command: Multirun) -> Search | None:
         """The search that a command asks for, None where it asks for none. Raises: ConfigError."""
         cfg = command.config
         return cls(command, cfg, cfg.search.trials) if cfg and cfg.search.trials is not None else None
@@ -196,10 +196,6 @@ class Search:
         self._study.set_user_attr("search", search)
 
 
-def _line(override: Override) -> str:
-    return override.input_line or ""
-
-
 def _distribution(override: Override) -> BaseDistribution:
     """interval → a float (int(interval): a whole number), tag(log,…) on a log scale; all else is a choice."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -211,7 +207,7 @@ def _distribution(override: Override) -> BaseDistribution:
         if isinstance(low, int) and isinstance(high, int):
             return IntDistribution(low, high, log=log)
         return FloatDistribution(low, high, log=log)
-    words = [word for [word] in expand([_line(override)], compose.choices())]
+    words = [word for [word] in expand([line(override)], compose.choices())]
     if isinstance(value, RangeSweep) and all(isinstance(x, int) for x in (value.start, value.stop, value.step)):
         values = sorted(int(word.partition("=")[2]) for word in words)
         return IntDistribution(values[0], values[-1], step=abs(int(value.step)))
