@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import gymnasium as gym
 import numpy as np
 import pytest
+from environments import WRONG
+from vector_envs import actions, make, play, same
 
 from rl_natgrad.envs import make as envs
 from rl_natgrad.envs.checks import Checks
@@ -20,11 +22,6 @@ from rl_natgrad.envs.errors import EnvError, EnvSetupError
 
 TESTS = Path(__file__).parent
 BACKENDS = ["sync", "async", "split"]
-
-
-def make(id, backend="sync", num_envs=3, seed=0, timeout=60.0, **kwargs):
-    cfg = SimpleNamespace(id=id, backend=backend, allow_import=True, timeout=timeout, kwargs=kwargs)
-    return envs.make(cfg, num_envs, seed)
 
 
 def extra(module):
@@ -37,24 +34,6 @@ def _has(module):
     except ImportError:
         return False
     return True
-
-
-def actions(e, steps, seed=0):
-    e.action_space.seed(seed)
-    return [np.stack([e.action_space.sample() for _ in range(e.num_envs)]) for _ in range(steps)]
-
-
-def play(e, sent):
-    """The rows of those actions: (obs, reward, terminated, truncated), copied."""
-    return [tuple(x.copy() for x in e.step(a)) for a in sent]
-
-
-def same(left, right):
-    return all(
-        (x.tobytes(), x.dtype) == (y.tobytes(), y.dtype)
-        for p, q in zip(left, right, strict=True)
-        for x, y in zip(p, q, strict=True)
-    )
 
 
 def run(code):
@@ -284,7 +263,7 @@ def test_a_missing_extra_is_answered_with_its_install_line():
     code = f"""
 import sys; sys.path[:0] = [{str(TESTS)!r}]
 sys.modules.update(dict.fromkeys(["mujoco", "Box2D", "ale_py", "envpool"]))
-from test_envs import make
+from vector_envs import make
 for id, backend, _ in {wanted!r}:
     try:
         make(id, backend)
@@ -300,41 +279,6 @@ for id, backend, _ in {wanted!r}:
 
 HANGS = ["step sleeps", "step spins", "reset sleeps"]
 DEATHS = ["step dies", "step killed", "reset dies"]
-# what happens, and what the error must say of it
-WRONG = {
-    "reset raises": "reset raised ValueError: the pole fell over",
-    "reset exits": "reset raised SystemExit: 3",
-    "reset shape": "observation has shape (4,), expected (3,)",
-    "reset dtype": "observation has dtype float64, expected float32",
-    "reset bare": "reset returned a ndarray, expected (observation, info)",
-    "reset nothing": "reset returned a NoneType",
-    "reset nan": "observation[1] is nan",
-    "step raises": "step raised ValueError: the pole fell over",
-    "step exits": "step raised SystemExit: 3",
-    "step arity": "step returned 4 values, expected",
-    "step nothing": "step returned a NoneType",
-    "step shape": "observation has shape (4,), expected (3,)",
-    "step broadcast": "observation has shape (1,), expected (3,)",
-    "step dtype": "observation has dtype float64, expected float32",
-    "step object": "observation has dtype object, expected float32",
-    "step list": "observation is list [0.0, 0.0, 0.0], expected a numpy array",
-    "step none": "observation is NoneType None",
-    "step nan": "observation[1] is nan",
-    "step inf": "observation[1] is -inf",
-    "step outside": "observation[1] is 1.01, outside its space's [-1, 1]",
-    "step reward-nan": "reward is nan",
-    "step reward-inf": "reward is inf",
-    "step reward-array": "reward is ndarray",
-    "step reward-complex": "reward is complex 1j",
-    "step reward-text": "reward is str '1.0'",
-    "step reward-none": "reward is NoneType None",
-    "step terminated-none": "terminated is NoneType None, expected a bool",
-    "step terminated-float": "terminated is float 0.0, expected a bool",
-    "step truncated-text": "truncated is str 'no', expected a bool",
-    "step truncated-array": "truncated is ndarray",
-}
-
-
 def misbehave(how, backend, timeout=60.0):
     """The error of a rollout of 8 rows in which environment 1 misbehaves at its third step (or its reset)."""
     victim = episode_seed(0, 1, 0)
@@ -401,11 +345,11 @@ def test_an_error_in_a_worker_keeps_its_traceback(opened):
 
 C_HANG = """
 import ctypes, sys; sys.path[:0] = [{tests!r}]
-import environments, test_envs
+import environments, vector_envs
 environments.DEEDS["stubborn"] = {deed}
-e = test_envs.make("environments:Misbehaving-v0", timeout=0.4, how="step stubborn")
+e = vector_envs.make("environments:Misbehaving-v0", timeout=0.4, how="step stubborn")
 e.reset()
-for a in test_envs.actions(e, 8): e.step(a)
+for a in vector_envs.actions(e, 8): e.step(a)
 """
 
 
@@ -426,11 +370,11 @@ def test_a_hang_that_swallows_errors_or_holds_the_interpreter_exits_1(deed, told
 def test_no_worker_outlives_a_killed_parent():
     code = f"""
 import sys; sys.path[:0] = [{str(TESTS)!r}]
-import test_envs
-e = test_envs.make("environments:Misbehaving-v0", "async", how="step spins")
+import vector_envs
+e = vector_envs.make("environments:Misbehaving-v0", "async", how="step spins")
 e.reset()
 print(*[p.pid for p in e.processes], flush=True)
-for a in test_envs.actions(e, 8): e.step(a)
+for a in vector_envs.actions(e, 8): e.step(a)
 """
     command = [sys.executable, "-c", code]
     parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=TESTS.parent)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_sweep import PROBE, environment, report, start, sweep
+from sweeps import PROBE, environment, report, start, sweep
 from whole_runs import wait_until
 
 from rl_natgrad.config import command as cli
