@@ -1,6 +1,7 @@
 """Who imports whom (DESIGN.md): a directed acyclic graph, read from the source."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 import rl_natgrad
 
-PACKAGE = Path(rl_natgrad.__file__).parent
+PACKAGE, TESTS = Path(rl_natgrad.__file__).parent, Path(__file__).parent
 # What each layer may import besides itself and the standard library.
 LAYERS = {
     "optim": {"torch"},
@@ -72,3 +73,10 @@ def test_imports_have_no_cycle():
         for module in leaves:
             del graph[module]
     assert not graph
+
+
+def test_no_test_module_is_imported():
+    """Nor by the programs that tests write out for a process of their own."""
+    pattern = r"^\s*(?:from|import)\b.*\btest_\w+"
+    found = {path.name: re.findall(pattern, path.read_text(), re.MULTILINE) for path in TESTS.glob("*.py")}
+    assert not {name: lines for name, lines in found.items() if lines}
