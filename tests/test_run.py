@@ -13,20 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from fake_runs import CONFIG
 
 from rl_natgrad.run import files, folder, logger, provenance, records
 
-CONFIG = {
-    "seed": 3,
-    "total_steps": 1000,
-    "num_envs": 8,
-    "horizon": 256,
-    "runs_dir": "runs",
-    "algo": {"name": "trpo", "delta": 0.01, "normalize_adv": True},
-    "env": {"id": "CartPole-v1"},
-    "solver": {"name": "cg", "damping": 0.1},
-    "policy": {"name": "mlp", "hidden": [64, 64]},
-}
 START = {
     "command": "python -m rl_natgrad.train",
     "threads": 1,

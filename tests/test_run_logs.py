@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fake_runs import CONFIG
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_accumulator import (
     EventAccumulator as PluginEventAccumulator,
@@ -24,18 +25,6 @@ from tensorboard.plugins.hparams.metadata import (
 )
 
 from rl_natgrad.run import events, folder, logger, progress, records
-
-CONFIG = {
-    "seed": 3,
-    "total_steps": 1000,
-    "num_envs": 8,
-    "horizon": 256,
-    "runs_dir": "runs",
-    "algo": {"name": "trpo", "delta": 0.01, "normalize_adv": True},
-    "env": {"id": "CartPole-v1"},
-    "solver": {"name": "cg", "damping": 0.1},
-    "policy": {"name": "mlp", "hidden": [64, 64]},
-}
 
 
 @pytest.fixture
