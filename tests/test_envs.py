@@ -42,17 +42,9 @@ def run(code):
 
 
 @pytest.fixture
-def opened():
+def opened(closed):
     """`make` whose environments are closed at the end."""
-    made = []
-
-    def open_(*args, **kwargs):
-        made.append(make(*args, **kwargs))
-        return made[-1]
-
-    yield open_
-    for e in made:
-        e.close()
+    return lambda *args, **kwargs: closed(make(*args, **kwargs))
 
 
 # Episode ends
@@ -114,10 +106,10 @@ def test_cartpole_is_truncated_at_500(opened, backend):
     assert truncated.all() and not terminated.any()
 
 
-def test_native_cartpole_steps_as_the_scalar_one(opened):
+def test_native_cartpole_steps_as_the_scalar_one(opened, closed):
     e = opened("CartPole-v1", "native", num_envs=16)
     obs = e.reset()
-    scalar = [gym.make("CartPole-v1") for _ in range(16)]
+    scalar = [closed(gym.make("CartPole-v1")) for _ in range(16)]
     state = e.env.state.T.copy()
     for k, one in enumerate(scalar):
         one.reset(seed=0)
@@ -142,12 +134,12 @@ def test_neighbouring_seeds_share_no_first_episode(opened):
 
 @pytest.mark.skipif(not _has("envpool"), reason="needs the extra that brings envpool")
 @pytest.mark.parametrize("id", ["CartPole-v1", "HalfCheetah-v5", "Hopper-v5"])
-def test_envpool_gives_the_transitions_of_its_own_step(opened, id):
+def test_envpool_gives_the_transitions_of_its_own_step(opened, closed, id):
     import envpool
 
     mine, sent = opened(id, "envpool", num_envs=3, seed=3), []
     seeds = [episode_seed(3, i, 0) for i in range(3)]
-    theirs = envpool.make(id, env_type="gymnasium", num_envs=3, num_threads=1, env_seed=seeds)
+    theirs = closed(envpool.make(id, env_type="gymnasium", num_envs=3, num_threads=1, env_seed=seeds))
     assert (mine.reset() == theirs.reset()[0].astype(np.float32)).all()
     for action in actions(mine, 300):
         obs, *rest = mine.step(action)
