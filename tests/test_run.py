@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -166,17 +167,22 @@ def test_failed_write_keeps_the_old_file_and_names_it(tmp_path, monkeypatch, bro
     assert target.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("victim", ["metrics", "events"])
-def test_a_full_disk_surfaces_in_the_write_that_met_it(run, victim):
+@pytest.fixture
+def full_at():
+    """full_at(size): no file of this process grows beyond that many bytes, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("victim", ["metrics.jsonl", "events"])
+def test_a_full_disk_surfaces_in_the_write_that_met_it(run, full_at, victim):
+    if victim == "metrics.jsonl":
+        (run / victim).write_bytes(bytes(2000))
     log = logger.Logger(run)
-    with open("/dev/full", "w" if victim == "metrics" else "wb") as full:
-        if victim == "metrics":
-            log._file = full
-        else:
-            log._events._file = full
-        with pytest.raises(OSError) as caught:
-            log.write({"policy/kl": 0.1}, 100, 1)
-        assert caught.value.errno == errno.ENOSPC and str(run) in caught.value.filename
-        with pytest.raises(OSError):
-            full.close()
+    (largest,) = run.glob(f"{victim}*")
+    assert largest.stat().st_size > 200  # what the other file may still grow by
+    full_at(largest.stat().st_size)
+    with pytest.raises(OSError) as caught:
+        log.write({"policy/kl": 0.1}, 100, 1)
+    assert caught.value.errno == errno.EFBIG and caught.value.filename == str(largest)

@@ -44,13 +44,13 @@ def family(mark: str) -> list[str]:
 
 
 class Fake:
-    """A launcher whose processes end after so many looks; 'hang' ignores being asked to stop."""
+    """A launcher whose processes end after so many looks; 'hang' ignores being asked to stop. All name one run."""
 
-    def __init__(self, script: dict[int, tuple[int, float]]):
-        self.script, self.alive, self.most, self.log = script, 0, 0, []
+    def __init__(self, script: dict[int, tuple[int, float]], run: Path):
+        self.script, self.run, self.alive, self.most, self.log = script, run, 0, 0, []
 
     def start(self, words, log):
-        log.touch()
+        log.write_text(f"run     {self.run}\n")
         self.alive += 1
         self.most = max(self.most, self.alive)
         return Handle(self, int(log.stem))
@@ -98,11 +98,10 @@ def work(tmp_path, monkeypatch):
     """Runs jobs 1..n through a pool of fakes; a job with exit code 0 counts as a finished run."""
     monkeypatch.setattr(pools, "TICK", 0.001)
     monkeypatch.setattr(pools, "GRACE", 0.02)
-    finished = {"outcome": "finished", "config": {}}
-    monkeypatch.setattr("rl_natgrad.sweep.job._said", lambda run: finished)
+    finished = stored(tmp_path / "runs")
 
     def work(jobs: int, script: dict, at_once: int = 2, **options):
-        fake, view = Fake(script), Silent()
+        fake, view = Fake(script, finished), Silent()
         plan = Listed([job(n, tmp_path) for n in range(1, jobs + 1)])
         keys = {"job_timeout": None, "fail_fast": False} | options
         pool = Pool(plan, fake, at_once, view=view, **keys)
@@ -168,7 +167,7 @@ def test_a_signal_stops_every_job_and_a_second_one_kills(work, monkeypatch, numb
 def test_a_run_that_cannot_be_resumed_starts_anew(work, tmp_path, monkeypatch):
     one = job(1, tmp_path)
     one.words = ["resume=x"]
-    started, fake = [], Fake({1: (2, 2)})
+    started, fake = [], Fake({1: (2, 2)}, tmp_path)
     monkeypatch.setattr(fake, "start", lambda words, log: (started.append(words), log.touch(), Handle(fake, 1))[2])
     view = Silent()
     Pool(Listed([one]), fake, 1, view=view, job_timeout=None, fail_fast=False).work()

@@ -307,7 +307,7 @@ def poison_fisher(monkeypatch, run):
 
 
 def poison_kl(monkeypatch, run):
-    monkeypatch.setattr(Problem, "_kl", lambda self, z: z.sum() * np.nan)
+    monkeypatch.setattr(type(run.policy.head), "kl", lambda self, z, z_new: z_new.sum(-1) * np.nan)
 
 
 POISONS = [(p, learner, ()) for p in (poison_advantage, poison_gradient, poison_kl) for learner in LEARNERS]
