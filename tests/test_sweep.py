@@ -286,7 +286,7 @@ def _make(barrier, runs, found):
     found.put((str(_create(runs / "sweeps")), str(folder.create(runs, "CartPole-v1", "pg", 0))))
 
 
-def test_sweeps_started_at_once_share_no_folder(tmp_path):
+def test_20_at_once_share_no_folder_of_a_sweep_or_a_run(tmp_path):
     context = multiprocessing.get_context("fork")
     barrier, found = context.Barrier(20), context.Queue()
     processes = [context.Process(target=_make, args=(barrier, tmp_path, found)) for _ in range(20)]
