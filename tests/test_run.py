@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -150,22 +151,24 @@ def test_failed_write_keeps_the_old_file_and_names_it(tmp_path, monkeypatch, bro
     assert target.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
 
 
-@pytest.fixture
-def full_at():
-    """full_at(size): no file of this process grows beyond that many bytes, as if the disk were full."""
+@contextlib.contextmanager
+def full_at(size: int):
+    """Within, no file of this process grows beyond that many bytes, as if the disk were full."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("victim", ["metrics.jsonl", "events"])
-def test_a_full_disk_surfaces_in_the_write_that_met_it(run, full_at, victim):
+def test_a_full_disk_surfaces_in_the_write_that_met_it(run, victim):
     if victim == "metrics.jsonl":
         (run / victim).write_bytes(bytes(2000))
     log = logger.Logger(run)
     (largest,) = run.glob(f"{victim}*")
     assert largest.stat().st_size > 200  # what the other file may still grow by
-    full_at(largest.stat().st_size)
-    with pytest.raises(OSError) as caught:
+    with full_at(largest.stat().st_size), pytest.raises(OSError) as caught:
         log.write({"policy/kl": 0.1}, 100, 1)
     assert caught.value.errno == errno.EFBIG and caught.value.filename == str(largest)

@@ -66,7 +66,7 @@ def states(tmp_path: Path) -> list[str]:
     return [trial.state.name for trial in study(tmp_path).get_trials()]
 
 
-@pytest.mark.parametrize(("sampler", "trials"), [("tpe", 30), ("random", 10)])
+@pytest.mark.parametrize(("sampler", "trials"), [("tpe", 40), ("random", 10)])
 def test_a_search_finds_the_best_delta(tmp_path, sampler, trials):
     """A return of −(log₁₀ δ + 2)²: best at 0.01. TPE's later trials are nearer to it than its first ones."""
     plan = search(tmp_path, DELTA, "algo=npg,trpo", f"search.trials={trials}", f"search.sampler={sampler}")
