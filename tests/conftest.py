@@ -1,5 +1,6 @@
 """Fixtures shared by the tests, and the rule that CI skips nothing by accident."""
 
+import contextlib
 import os
 
 import pytest
@@ -15,6 +16,13 @@ def float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def closed():
+    """closed(thing) is the thing, which is closed when the test ends, however it ends."""
+    with contextlib.ExitStack() as stack:
+        yield lambda thing: stack.enter_context(contextlib.closing(thing))
 
 
 @pytest.hookimpl(trylast=True)

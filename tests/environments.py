@@ -147,5 +147,39 @@ CHANGES = {
     "truncated-array": (3, np.zeros(1, bool)),
 }
 
+# what happens where, and what the error must say of it
+WRONG = {
+    "reset raises": "reset raised ValueError: the pole fell over",
+    "reset exits": "reset raised SystemExit: 3",
+    "reset shape": "observation has shape (4,), expected (3,)",
+    "reset dtype": "observation has dtype float64, expected float32",
+    "reset bare": "reset returned a ndarray, expected (observation, info)",
+    "reset nothing": "reset returned a NoneType",
+    "reset nan": "observation[1] is nan",
+    "step raises": "step raised ValueError: the pole fell over",
+    "step exits": "step raised SystemExit: 3",
+    "step arity": "step returned 4 values, expected",
+    "step nothing": "step returned a NoneType",
+    "step shape": "observation has shape (4,), expected (3,)",
+    "step broadcast": "observation has shape (1,), expected (3,)",
+    "step dtype": "observation has dtype float64, expected float32",
+    "step object": "observation has dtype object, expected float32",
+    "step list": "observation is list [0.0, 0.0, 0.0], expected a numpy array",
+    "step none": "observation is NoneType None",
+    "step nan": "observation[1] is nan",
+    "step inf": "observation[1] is -inf",
+    "step outside": "observation[1] is 1.01, outside its space's [-1, 1]",
+    "step reward-nan": "reward is nan",
+    "step reward-inf": "reward is inf",
+    "step reward-array": "reward is ndarray",
+    "step reward-complex": "reward is complex 1j",
+    "step reward-text": "reward is str '1.0'",
+    "step reward-none": "reward is NoneType None",
+    "step terminated-none": "terminated is NoneType None, expected a bool",
+    "step terminated-float": "terminated is float 0.0, expected a bool",
+    "step truncated-text": "truncated is str 'no', expected a bool",
+    "step truncated-array": "truncated is ndarray",
+}
+
 for name in ("Counting", "Private", "Nested", "Misbehaving"):
     gym.register(f"{name}-v0", entry_point=f"environments:{name}")

@@ -9,6 +9,17 @@ from pathlib import Path
 import numpy as np
 
 VERSIONS = {"python": "3.11.7", "rl_natgrad": "0.1.0", "torch": "2.13.0", "gymnasium": "1.4.0"}
+CONFIG = {  # of a run, as far as what is written of it needs one
+    "seed": 3,
+    "total_steps": 1000,
+    "num_envs": 8,
+    "horizon": 256,
+    "runs_dir": "runs",
+    "algo": {"name": "trpo", "delta": 0.01, "normalize_adv": True},
+    "env": {"id": "CartPole-v1"},
+    "solver": {"name": "cg", "damping": 0.1},
+    "policy": {"name": "mlp", "hidden": [64, 64]},
+}
 
 
 def write_run(

@@ -4,6 +4,7 @@ import itertools
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 from torch import distributions as D
@@ -21,6 +22,8 @@ HEADS = {
     "gaussian": DiagGaussian(2),
 }
 DISCRETE = ("categorical", "multidiscrete", "bernoulli")
+each_head = pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+each_discrete = pytest.mark.parametrize("head", [HEADS[name] for name in DISCRETE], ids=DISCRETE)
 
 
 def rng(seed: int) -> torch.Generator:
@@ -29,6 +32,10 @@ def rng(seed: int) -> torch.Generator:
 
 def randn(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=rng(seed))
+
+
+def close(a: Tensor, b: Tensor, tol: float = 1e-10) -> None:
+    torch.testing.assert_close(a, b, rtol=tol, atol=tol)
 
 
 # --- distributions ----------------------------------------------------------------------------------

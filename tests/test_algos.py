@@ -9,8 +9,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracles import (
-    DISCRETE,
     HEADS,
+    each_discrete,
+    each_head,
     entropy,
     flat_log_prob,
     jacobian,
@@ -31,7 +32,6 @@ from rl_natgrad.training.build import SOLVERS
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-each_head = pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 SOLVE = partial(cg, damping=0.01, max_iter=10, tol=1e-10)
 EXACT = partial(cholesky, damping=0.01, max_gib=1)
 LEARNERS = {  # name: problem ↦ a new learner for it
@@ -338,7 +338,7 @@ def test_saved_state_does_not_change_while_training_goes_on():
     assert before and all(torch.equal(saved[name], before[name]) for name in before)
 
 
-@pytest.mark.parametrize("head", [HEADS[name] for name in DISCRETE], ids=DISCRETE)
+@each_discrete
 def test_entropy_bonus_raises_entropy(head):
     problem = make_problem(head, N=40, entropy_coef=1.0)
     problem = replace(problem, batch=replace(problem.batch, adv=torch.zeros(40)))

@@ -121,10 +121,10 @@ def test_what_is_no_observation_is_refused(load, obs):
         agent.act(obs)
 
 
-def test_acting_in_gymnasiums_own_environment_gives_the_evaluations_returns(load):
+def test_acting_in_gymnasiums_own_environment_gives_the_evaluations_returns(load, closed):
     agent = load("env=CartPole", "total_steps=3000")
     evaluated = evaluation.evaluate(agent.config, agent.policy, 3, ["deterministic"])["deterministic"][0]
-    env, seed = gym.make("CartPole-v1"), evaluation.streams(agent.config)[1]
+    env, seed = closed(gym.make("CartPole-v1")), evaluation.streams(agent.config)[1]
     for index, expected in enumerate(evaluated):
         obs, _ = env.reset(seed=episode_seed(seed, index, 0))
         total, over = 0.0, False

@@ -12,7 +12,7 @@ from fake_runs import write_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
-from rl_natgrad.compare import main
+from rl_natgrad.compare import main, plot
 from rl_natgrad.compare.options import Options, parse
 from rl_natgrad.compare.runs import comparisons, read_runs
 from rl_natgrad.compare.summary import compare
@@ -38,6 +38,12 @@ def summary(root: Path, **options):
 def said(capsys, *argv: object) -> tuple[int, str, str]:
     code = main([str(word) for word in argv])
     return code, *capsys.readouterr()
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """No curves.png, which takes most of the time."""
+    monkeypatch.setattr(plot, "curves", lambda *_: None)
 
 
 @pytest.fixture
@@ -185,6 +191,7 @@ def test_a_folder_with_an_equals_sign_is_a_folder(tmp_path):
 # ---- unfinished, failed, half-written ------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_unfinished_and_failed_runs_are_named(two_algos, capsys):
     running = write_run(two_algos, "trpo", 3, outcome="running", returns=[1.0, 2.0, 3.0])
     failed = write_run(two_algos, "trpo", 4, outcome="failed")
@@ -199,6 +206,7 @@ def test_unfinished_and_failed_runs_are_named(two_algos, capsys):
     assert row.split()[1] == "4"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_half_written_and_unreadable_files_do_no_harm(two_algos, capsys):
     half = next(two_algos.glob("*/trpo/*s0*")) / "metrics.jsonl"
     half.write_bytes(half.read_bytes()[:-30])
@@ -308,6 +316,7 @@ def test_files_and_aggregates(two_algos, capsys):
     assert dict(lines["iqm"]["rollout/return/low"]) == low
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_band_is_a_custom_chart(two_algos, capsys):
     said(capsys, two_algos)
     told = EventAccumulator(str(two_algos / "CartPole-v1" / "compare" / "pg" / "iqm")).Reload()
@@ -320,6 +329,7 @@ def test_the_band_is_a_custom_chart(two_algos, capsys):
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_second_call_neither_counts_nor_keeps_the_first(two_algos, capsys):
     out = two_algos / "compare"
     first = said(capsys, two_algos, f"out={out}")[1]
@@ -329,6 +339,7 @@ def test_a_second_call_neither_counts_nor_keeps_the_first(two_algos, capsys):
     assert not list((out / "trpo").rglob("events.*")) and list((out / "pg").rglob("events.*"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_no_band_for_one_seed(tmp_path, capsys):
     write_run(tmp_path)
     said(capsys, tmp_path, f"out={tmp_path / 'out'}")

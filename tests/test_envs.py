@@ -14,8 +14,9 @@ from types import SimpleNamespace
 import gymnasium as gym
 import numpy as np
 import pytest
-from environments import Counting
+from environments import WRONG, Counting
 from gymnasium import spaces
+from vector_envs import actions, make, play, same
 
 from rl_natgrad.config.schema import Env
 from rl_natgrad.envs import make as envs
@@ -26,11 +27,6 @@ from rl_natgrad.envs.errors import EnvError, EnvSetupError
 
 TESTS = Path(__file__).parent
 BACKENDS = ["sync", "async", "split"]
-
-
-def make(id, backend="sync", num_envs=3, seed=0, timeout=60.0, **kwargs):
-    cfg = SimpleNamespace(id=id, backend=backend, allow_import=True, timeout=timeout, kwargs=kwargs)
-    return envs.make(cfg, num_envs, seed)
 
 
 def extra(module):
@@ -45,41 +41,15 @@ def _has(module):
     return True
 
 
-def actions(e, steps, seed=0):
-    e.action_space.seed(seed)
-    return [np.stack([e.action_space.sample() for _ in range(e.num_envs)]) for _ in range(steps)]
-
-
-def play(e, sent):
-    """The rows of those actions: (obs, reward, terminated, truncated), copied."""
-    return [tuple(x.copy() for x in e.step(a)) for a in sent]
-
-
-def same(left, right):
-    return all(
-        (x.tobytes(), x.dtype) == (y.tobytes(), y.dtype)
-        for p, q in zip(left, right, strict=True)
-        for x, y in zip(p, q, strict=True)
-    )
-
-
 def run(code):
     """A program of its own, from the checkout."""
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=TESTS.parent)
 
 
 @pytest.fixture
-def opened():
+def opened(closed):
     """`make` whose environments are closed at the end."""
-    made = []
-
-    def open_(*args, **kwargs):
-        made.append(make(*args, **kwargs))
-        return made[-1]
-
-    yield open_
-    for e in made:
-        e.close()
+    return lambda *args, **kwargs: closed(make(*args, **kwargs))
 
 
 # Episode ends
@@ -141,10 +111,10 @@ def test_cartpole_is_truncated_at_500(opened, backend):
     assert truncated.all() and not terminated.any()
 
 
-def test_native_cartpole_steps_as_the_scalar_one(opened):
+def test_native_cartpole_steps_as_the_scalar_one(opened, closed):
     e = opened("CartPole-v1", "native", num_envs=16)
     obs = e.reset()
-    scalar = [gym.make("CartPole-v1") for _ in range(16)]
+    scalar = [closed(gym.make("CartPole-v1")) for _ in range(16)]
     state = e.env.state.T.copy()
     for k, one in enumerate(scalar):
         one.reset(seed=0)
@@ -169,12 +139,12 @@ def test_neighbouring_seeds_share_no_first_episode(opened):
 
 @pytest.mark.skipif(not _has("envpool"), reason="needs the extra that brings envpool")
 @pytest.mark.parametrize("id", ["CartPole-v1", "HalfCheetah-v5", "Hopper-v5"])
-def test_envpool_gives_the_transitions_of_its_own_step(opened, id):
+def test_envpool_gives_the_transitions_of_its_own_step(opened, closed, id):
     import envpool
 
     mine, sent = opened(id, "envpool", num_envs=3, seed=3), []
     seeds = [episode_seed(3, i, 0) for i in range(3)]
-    theirs = envpool.make(id, env_type="gymnasium", num_envs=3, num_threads=1, env_seed=seeds)
+    theirs = closed(envpool.make(id, env_type="gymnasium", num_envs=3, num_threads=1, env_seed=seeds))
     assert (mine.reset() == theirs.reset()[0].astype(np.float32)).all()
     for action in actions(mine, 300):
         obs, *rest = mine.step(action)
@@ -323,7 +293,7 @@ def test_a_missing_extra_is_answered_with_its_install_line():
     code = f"""
 import sys; sys.path[:0] = [{str(TESTS)!r}]
 sys.modules.update(dict.fromkeys(["mujoco", "Box2D", "ale_py", "envpool"]))
-from test_envs import make
+from vector_envs import make
 for id, backend, _ in {wanted!r}:
     try:
         make(id, backend)
@@ -339,41 +309,6 @@ for id, backend, _ in {wanted!r}:
 
 HANGS = ["step sleeps", "step spins", "reset sleeps"]
 DEATHS = ["step dies", "step killed", "reset dies"]
-# what happens, and what the error must say of it
-WRONG = {
-    "reset raises": "reset raised ValueError: the pole fell over",
-    "reset exits": "reset raised SystemExit: 3",
-    "reset shape": "observation has shape (4,), expected (3,)",
-    "reset dtype": "observation has dtype float64, expected float32",
-    "reset bare": "reset returned a ndarray, expected (observation, info)",
-    "reset nothing": "reset returned a NoneType",
-    "reset nan": "observation[1] is nan",
-    "step raises": "step raised ValueError: the pole fell over",
-    "step exits": "step raised SystemExit: 3",
-    "step arity": "step returned 4 values, expected",
-    "step nothing": "step returned a NoneType",
-    "step shape": "observation has shape (4,), expected (3,)",
-    "step broadcast": "observation has shape (1,), expected (3,)",
-    "step dtype": "observation has dtype float64, expected float32",
-    "step object": "observation has dtype object, expected float32",
-    "step list": "observation is list [0.0, 0.0, 0.0], expected a numpy array",
-    "step none": "observation is NoneType None",
-    "step nan": "observation[1] is nan",
-    "step inf": "observation[1] is -inf",
-    "step outside": "observation[1] is 1.01, outside its space's [-1, 1]",
-    "step reward-nan": "reward is nan",
-    "step reward-inf": "reward is inf",
-    "step reward-array": "reward is ndarray",
-    "step reward-complex": "reward is complex 1j",
-    "step reward-text": "reward is str '1.0'",
-    "step reward-none": "reward is NoneType None",
-    "step terminated-none": "terminated is NoneType None, expected a bool",
-    "step terminated-float": "terminated is float 0.0, expected a bool",
-    "step truncated-text": "truncated is str 'no', expected a bool",
-    "step truncated-array": "truncated is ndarray",
-}
-
-
 def misbehave(how, backend, timeout=60.0):
     """The error of a rollout of 8 rows in which environment 1 misbehaves at its third step (or its reset)."""
     victim = episode_seed(0, 1, 0)
@@ -440,11 +375,11 @@ def test_an_error_in_a_worker_keeps_its_traceback(opened):
 
 C_HANG = """
 import ctypes, sys; sys.path[:0] = [{tests!r}]
-import environments, test_envs
+import environments, vector_envs
 environments.DEEDS["stubborn"] = {deed}
-e = test_envs.make("environments:Misbehaving-v0", timeout=0.4, how="step stubborn")
+e = vector_envs.make("environments:Misbehaving-v0", timeout=0.4, how="step stubborn")
 e.reset()
-for a in test_envs.actions(e, 8): e.step(a)
+for a in vector_envs.actions(e, 8): e.step(a)
 """
 
 
@@ -465,11 +400,11 @@ def test_a_hang_that_swallows_errors_or_holds_the_interpreter_exits_1(deed, told
 def test_no_worker_outlives_a_killed_parent():
     code = f"""
 import sys; sys.path[:0] = [{str(TESTS)!r}]
-import test_envs
-e = test_envs.make("environments:Misbehaving-v0", "async", how="step spins")
+import vector_envs
+e = vector_envs.make("environments:Misbehaving-v0", "async", how="step spins")
 e.reset()
 print(*[p.pid for p in e.processes], flush=True)
-for a in test_envs.actions(e, 8): e.step(a)
+for a in vector_envs.actions(e, 8): e.step(a)
 """
     command = [sys.executable, "-c", code]
     parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=TESTS.parent)

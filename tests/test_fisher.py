@@ -3,9 +3,11 @@ from dataclasses import replace
 import pytest
 import torch
 from oracles import (
-    DISCRETE,
     HEADS,
     all_actions,
+    close,
+    each_discrete,
+    each_head,
     flat_log_prob,
     jacobian,
     kl,
@@ -22,12 +24,7 @@ from rl_natgrad.training.build import FISHERS
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-each_head = pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 each_fisher = pytest.mark.parametrize("name", FISHERS)
-
-
-def close(a, b, tol=1e-10):
-    torch.testing.assert_close(a, b, rtol=tol, atol=tol)
 
 
 def metric(problem) -> torch.Tensor:
@@ -84,7 +81,7 @@ def test_gauss_newton_is_the_hessian_of_the_mean_kl(head):
     close(columns(problem.fisher()), hessian)
 
 
-@pytest.mark.parametrize("head", [HEADS[name] for name in DISCRETE], ids=DISCRETE)
+@each_discrete
 def test_gauss_newton_is_the_score_covariance_over_all_actions(head):
     problem, actions = make_problem(head, N=5), all_actions(head)
     theta, obs = problem.theta, problem.batch.obs

@@ -2,15 +2,13 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from oracles import DISCRETE, HEADS, all_actions, distributions, entropy, kl, log_prob, randn, sample
+from oracles import all_actions, distributions, each_discrete, each_head, entropy, kl, log_prob, randn, sample
 
 from rl_natgrad.policy.heads import Bernoulli, Categorical, DiagGaussian, MultiDiscrete
 from rl_natgrad.policy.policy import head_for
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-each_head = pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
-each_discrete = pytest.mark.parametrize("head", [HEADS[name] for name in DISCRETE], ids=DISCRETE)
 SCALES = (0.1, 1.0, 3.0)  # of z: from nearly uniform to nearly deterministic
 
 

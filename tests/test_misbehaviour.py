@@ -7,14 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-import test_envs
 import whole_runs
+from environments import WRONG
 
 from rl_natgrad import evaluate
 from rl_natgrad.run.records import read_record
 
 TINY = ["num_envs=2", "horizon=8", "total_steps=16", "eval.episodes=2", "policy.hidden=[4]", "critic.hidden=[4]"]
-DEEDS = [*test_envs.WRONG, "step hangs"]
+DEEDS = [*WRONG, "step hangs"]
 FEW = ["reset raises", "step nan", "step reward-none"]  # with worker processes the rest takes minutes
 CASES = [(how, "sync") for how in DEEDS] + [
     pytest.param(how, backend, marks=[] if how in FEW else pytest.mark.slow)
@@ -34,7 +34,7 @@ def words(how: str, backend: str, timeout: float = 30) -> list[str]:
 
 def is_one_line(text: str, how: str) -> bool:
     """Names environment, index, step and field."""
-    told = "did not return within 0.5 s" if how == "step hangs" else test_envs.WRONG[how]
+    told = "did not return within 0.5 s" if how == "step hangs" else WRONG[how]
     step = 0 if how.startswith("reset") else 3
     where = rf"error: (environments:)?Misbehaving-v0, environment \d, (episode 0, )?step {step}: "
     lines = [line for line in text.splitlines() if line.strip()]

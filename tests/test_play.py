@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_collector import Script
+from vector_envs import Script
 
 from rl_natgrad.rollout.play import play
 

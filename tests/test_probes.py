@@ -17,12 +17,16 @@ WITH_CRITIC = ["pg", "npg", "trpo"]
 GAMMA = 0.5
 
 
-def training(probe, learner, *overrides):
-    critic = ["critic.hidden=[16]", "critic.lr=0.01", "critic.minibatch=256"] if learner in WITH_CRITIC else []
-    return Training(compose.load([
-        f"algo={learner}", f"env=probes:{probe}-v0", "env.allow_import=true", "num_envs=8", "horizon=64",
-        "policy.hidden=[16]", f"algo.gamma={GAMMA}", *LEARNERS[learner], *critic, *overrides,
-    ]))  # fmt: skip
+@pytest.fixture
+def training(closed):
+    def training(probe, learner, *overrides):
+        critic = ["critic.hidden=[16]", "critic.lr=0.01", "critic.minibatch=256"] if learner in WITH_CRITIC else []
+        return closed(Training(compose.load([
+            f"algo={learner}", f"env=probes:{probe}-v0", "env.allow_import=true", "num_envs=8", "horizon=64",
+            "policy.hidden=[16]", f"algo.gamma={GAMMA}", *LEARNERS[learner], *critic, *overrides,
+        ])))  # fmt: skip
+
+    return training
 
 
 def values(run):
@@ -43,7 +47,7 @@ VALUES = {
 
 @pytest.mark.parametrize("learner", WITH_CRITIC)
 @pytest.mark.parametrize("probe", VALUES)
-def test_critic_learns_the_value(probe, learner):
+def test_critic_learns_the_value(training, probe, learner):
     run = training(probe, learner)
     assert np.abs(np.subtract(values(run), VALUES[probe])).max() > 0.3  # before, it does not know
     for _ in range(25):
@@ -52,7 +56,7 @@ def test_critic_learns_the_value(probe, learner):
 
 
 @pytest.mark.parametrize("probe", VALUES)
-def test_reinforce_learns_from_monte_carlo_returns(probe):
+def test_reinforce_learns_from_monte_carlo_returns(training, probe):
     run = training(probe, "reinforce")
     batch = run.batch(run.collector.collect(run.policy))
     first = batch.obs[:, 0] == probes.ONE[0]
@@ -87,13 +91,13 @@ def updates_to_learn(run, bound, most):
 
 @pytest.mark.parametrize("learner", LEARNERS)
 @pytest.mark.parametrize("probe", POLICIES)
-def test_policy_learns_the_behaviour(probe, learner):
+def test_policy_learns_the_behaviour(training, probe, learner):
     needed = updates_to_learn(training(probe, learner), *POLICIES[probe])
     assert needed is not None and needed > 2  # the untrained policy does not do
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
-def test_greedy_actions_are_the_right_ones(learner):
+def test_greedy_actions_are_the_right_ones(training, learner):
     run = training("Match", learner)
     updates_to_learn(run, *POLICIES["Match"])
     assert run.policy.act_greedily(np.stack([probes.ONE, probes.TWO])).tolist() == [0, 1]
@@ -101,7 +105,7 @@ def test_greedy_actions_are_the_right_ones(learner):
 
 
 @pytest.mark.parametrize("learner", WITH_CRITIC)
-def test_credit_needs_lambda(learner):
+def test_credit_needs_lambda(training, learner):
     """The critic cannot see the first action, so one-step advantages of it say nothing."""
     bound, most = POLICIES["Delayed"]
     needed = updates_to_learn(training("Delayed", learner), bound, most)

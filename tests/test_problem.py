@@ -3,9 +3,11 @@ from dataclasses import replace
 import pytest
 import torch
 from oracles import (
-    DISCRETE,
     HEADS,
     all_actions,
+    close,
+    each_discrete,
+    each_head,
     entropy,
     flat_log_prob,
     log_prob,
@@ -20,12 +22,6 @@ from rl_natgrad.algos.problem import Batch, Problem
 from rl_natgrad.training.build import FISHERS
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-each_head = pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
-
-
-def close(a, b, tol=1e-10):
-    torch.testing.assert_close(a, b, rtol=tol, atol=tol)
 
 
 def reference_loss(problem, theta) -> torch.Tensor:
@@ -74,7 +70,7 @@ def test_gradient_equals_autograd_of_the_definition(head, coef):
     close(problem.grad(), torch.autograd.grad(reference_loss(problem, theta), theta)[0])
 
 
-@pytest.mark.parametrize("head", [HEADS[name] for name in DISCRETE], ids=DISCRETE)
+@each_discrete
 def test_gradient_is_that_of_the_exact_expectation_over_all_actions(head):
     """Each state once with each action, weighted with π_old: the surrogate is then E_s Σ_a π_θ(a|s) Q(s, a)."""
     policy, actions = make_policy(head), all_actions(head)

@@ -34,11 +34,24 @@ FAST = (
 )  # fmt: skip
 
 
-def whole(monkeypatch, runs_dir, *words, every=1):
+def whole(monkeypatch, runs_dir, *words):
     """A run of 20 updates that keeps all its checkpoints."""
-    kept = [f"checkpoint.every={every}", "checkpoint.keep=100", f"runs_dir={runs_dir}"]
+    kept = ["checkpoint.every=1", "checkpoint.keep=100", f"runs_dir={runs_dir}"]
     assert run(monkeypatch, *SMALL, f"total_steps={STEPS}", *kept, *words) == 0
     return only_run(runs_dir)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Such a run, not to be changed."""
+    with pytest.MonkeyPatch.context() as patch:
+        return whole(patch, tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture
+def finished(trained, tmp_path):
+    """A copy of it, to be changed."""
+    return copy(trained, tmp_path / "finished")
 
 
 def assert_resumes(monkeypatch, path, tmp_path, updates):
@@ -125,8 +138,8 @@ def test_evaluating_and_saving_are_passive(monkeypatch, tmp_path, words, env):
     assert training() == training(*words)
 
 
-def test_a_finished_run_has_nothing_left_to_do(monkeypatch, tmp_path, capfd):
-    path = whole(monkeypatch, tmp_path)
+def test_a_finished_run_has_nothing_left_to_do(monkeypatch, finished, capfd):
+    path = finished
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file() and file.name != lock.LOCK}
     assert run(monkeypatch, f"resume={path}") == 0
     assert "nothing is left to do" in capfd.readouterr().out
@@ -145,8 +158,8 @@ def test_a_finished_run_with_more_steps_is_the_longer_run(monkeypatch, tmp_path,
     assert [file.exists() for file in best] == [bool(words)] * 2
 
 
-def test_only_what_changes_no_update_can_be_given_anew(monkeypatch, tmp_path, capfd):
-    path = whole(monkeypatch, tmp_path)
+def test_only_what_changes_no_update_can_be_given_anew(monkeypatch, finished, capfd):
+    path = finished
     record = (path / "run.json").read_bytes()
     for word in ("seed=1", "algo.delta=0.1", "num_envs=2", "runs_dir=elsewhere", "torch_threads=2", "algo=pg",
                  "env=Pendulum", "horizon=3", "policy.hidden=[3]"):  # fmt: skip
@@ -162,10 +175,9 @@ def test_only_what_changes_no_update_can_be_given_anew(monkeypatch, tmp_path, ca
     assert json.loads((path / "run.json").read_text())["config"]["checkpoint"] == {"every": 2, "keep": 1}
 
 
-def test_a_run_without_checkpoint_begins_anew(monkeypatch, tmp_path):
+def test_a_run_without_checkpoint_begins_anew(monkeypatch, finished):
     """It was killed before its first one."""
-    path = whole(monkeypatch, tmp_path / "whole", every=0)
-    expected = facts(path)
+    path, expected = finished, facts(finished)
     for file in checkpoints(path):
         file.unlink()
     record = json.loads((path / "run.json").read_text())
@@ -176,8 +188,8 @@ def test_a_run_without_checkpoint_begins_anew(monkeypatch, tmp_path):
     assert_equal(path, expected)
 
 
-def test_going_on_from_an_older_checkpoint_drops_what_came_after(monkeypatch, tmp_path):
-    path = whole(monkeypatch, tmp_path)
+def test_going_on_from_an_older_checkpoint_drops_what_came_after(monkeypatch, finished):
+    path = finished
     last = int(checkpoints(path)[-1].stem)
     leftover = path / "checkpoints" / ".00000012.safetensors.77.tmp"
     leftover.write_bytes(b"half")
@@ -197,17 +209,16 @@ def test_what_is_not_a_run_is_refused(monkeypatch, tmp_path, capfd):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
-def test_a_device_that_is_not_there_is_refused(monkeypatch, tmp_path, capfd):
-    path = whole(monkeypatch, tmp_path)
-    for words in ([f"resume={path}", "total_steps=1e5"], [f"runs_dir={tmp_path / 'other'}"]):
+def test_a_device_that_is_not_there_is_refused(monkeypatch, finished, tmp_path, capfd):
+    for words in ([f"resume={finished}", "total_steps=1e5"], [f"runs_dir={tmp_path / 'other'}"]):
         assert run(monkeypatch, "device=cuda:7", *words) == 2
         (line,) = capfd.readouterr().err.splitlines()
         assert line.startswith("error: device=cuda:7 cannot be used: ")
     assert not (tmp_path / "other").exists()
 
 
-def test_a_run_in_use_is_refused(monkeypatch, tmp_path, capfd):
-    path = whole(monkeypatch, tmp_path)
+def test_a_run_in_use_is_refused(monkeypatch, finished, capfd):
+    path = finished
     with lock.hold(path):
         assert run(monkeypatch, f"resume={path}", "total_steps=1e5") == 2
     (line,) = capfd.readouterr().err.splitlines()

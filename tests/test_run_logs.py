@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fake_runs import CONFIG
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_accumulator import (
     EventAccumulator as PluginEventAccumulator,
@@ -24,18 +25,6 @@ from tensorboard.plugins.hparams.metadata import (
 )
 
 from rl_natgrad.run import events, folder, logger, progress, records
-
-CONFIG = {
-    "seed": 3,
-    "total_steps": 1000,
-    "num_envs": 8,
-    "horizon": 256,
-    "runs_dir": "runs",
-    "algo": {"name": "trpo", "delta": 0.01, "normalize_adv": True},
-    "env": {"id": "CartPole-v1"},
-    "solver": {"name": "cg", "damping": 0.1},
-    "policy": {"name": "mlp", "hidden": [64, 64]},
-}
 
 
 @pytest.fixture
@@ -107,7 +96,7 @@ def test_cut_drops_the_final_evaluation_of_the_last_update(run):
 
 
 def test_tags_of_older_files_are_read_and_rewritten_under_todays_names(run):
-    old = '{"step": 10, "update": 1, "search/tries": 3, "search/accepted": 1, "a/b": 0.5}\n'
+    old = '{"step": 10, "update": 1, "line_search/tries": 3, "search/accepted": 1, "a/b": 0.5}\n'
     new = {"step": 10, "update": 1, "line_search/tries": 3, "line_search/accepted": 1, "a/b": 0.5}
     (run / "metrics.jsonl").write_text(old + old.replace("1", "2"))
     assert records.read_rows(run)[0] == new
@@ -259,9 +248,12 @@ def test_a_terminal_gets_a_bar_that_ends():
     assert stream.getvalue().rstrip().endswith("\x1b[?25h")  # the cursor is back
 
 
-def test_a_narrow_terminal_loses_the_least_important_first():
-    row = {"rollout/return": 1.0, "policy/kl": 0.01, "line_search/tries": 1}
-    text = progress.Progress(100)._text(50, row, 1e9, 70)
+def test_a_narrow_terminal_loses_the_least_important_first(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "82")
+    stream = Terminal()
+    with progress.Progress(100, stream=stream) as bar:
+        bar.update(100, {"rollout/return": 1.0, "policy/kl": 0.01, "line_search/tries": 1})
+    text = stream.getvalue()
     assert "kl" in text and "backtracks" not in text and "eta" in text
 
 

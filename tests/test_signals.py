@@ -100,10 +100,7 @@ def test_a_signal_raises_at_once_or_waits_where_patience_is_asked_for(capfd):
 
 
 def test_a_stopped_run_says_how_to_resume_and_equals_the_undisturbed_one(tmp_path, undisturbed):
-    path = stop(tmp_path, signal.SIGTERM, updates=4)
-    process = spawn(f"resume={path}")
-    assert process.wait(120) == 0
-    assert_equal(path, undisturbed(*WORDS))
+    goes_on(stop(tmp_path, signal.SIGTERM, updates=4), undisturbed(*WORDS))
 
 
 @pytest.mark.slow
@@ -134,14 +131,15 @@ def stop(tmp_path, number, updates) -> Path:
 
 
 def test_a_second_signal_exits_at_once(tmp_path):
-    process = spawn("horizon=20000", "total_steps=1e9", f"runs_dir={tmp_path}")  # an update takes long
+    long = ["horizon=20000", "total_steps=1e9"]  # of an update
+    process = Fork(*long, f"runs_dir={tmp_path}", output=tmp_path / "output")
     wait_until(lambda: list(tmp_path.glob("*/*/*/metrics.jsonl")))
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    assert process.stderr.readline() == "\n"
-    assert process.stderr.readline() == "stop    after this update (once more: at once)\n"
+    said = "\nstop    after this update (once more: at once)\n"
+    wait_until((tmp_path / "output" / "err.txt").read_text)
     end = stopped(process, signal.SIGTERM)
-    assert end.code == 143 and end.seconds < 1.5
+    assert end.code == 143 and end.seconds < 1.5 and end.err == said
 
 
 @pytest.mark.slow
@@ -179,7 +177,7 @@ def test_a_signal_during_an_evaluation_leaves_the_evaluation_for_later(tmp_path,
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_after_the_last_line_changes_nothing(tmp_path, number):
     """The interpreter takes a while to end, and by then the run is done."""
-    process = spawn(*SMALL, f"runs_dir={tmp_path}")
+    process = spawn(*SMALL, "total_steps=300", f"runs_dir={tmp_path}")
     while not process.stdout.readline().startswith("done "):
         assert process.poll() is None
     time.sleep(0.02)

@@ -5,8 +5,8 @@ import os
 import pytest
 from whole_runs import only_run, run
 
+from rl_natgrad.run.checkpoint import Checkpoints
 from rl_natgrad.run.records import read_rows
-from rl_natgrad.training import loop
 
 TINY = ["num_envs=2", "horizon=4", "policy.hidden=[4]", "critic.hidden=[4]", "critic.epochs=1",
         "solver.max_iter=2", "eval.episodes=1", "eval.every=1000", "env.backend=sync"]  # fmt: skip
@@ -16,15 +16,15 @@ UPDATES = 10_000
 @pytest.mark.slow
 def test_10_000_updates_keep_memory_files_and_disk_bounded(monkeypatch, tmp_path):
     taken = []
-    save = loop.Run._save
+    save = Checkpoints.save
 
-    def measured(self):
-        save(self)
-        if self.training.update % 1000 == 0:
-            kept = sum(file.stat().st_size for file in (self.path / "checkpoints").iterdir())
+    def measured(self, state, update):
+        save(self, state, update)
+        if update % 1000 == 0:
+            kept = sum(file.stat().st_size for file in tmp_path.glob("*/*/*/checkpoints/*"))
             taken.append((resident_bytes(), len(os.listdir("/proc/self/fd")), kept))
 
-    monkeypatch.setattr(loop.Run, "_save", measured)
+    monkeypatch.setattr(Checkpoints, "save", measured)
     # An update of 8 rows has about 7 steps, some rows being resets.
     assert run(monkeypatch, *TINY, "total_steps=85000", f"runs_dir={tmp_path}") == 0
     path = only_run(tmp_path)

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from oracles import HEADS, DenseFisher, krylov_minimiser, make_problem, randn, spectrum
+from oracles import DenseFisher, each_head, krylov_minimiser, make_problem, randn, spectrum
 
 from rl_natgrad.optim.solvers import TooLarge, cg, cholesky, identity, pinv, woodbury
 from rl_natgrad.training.build import FISHERS, SOLVERS
@@ -226,7 +226,7 @@ def test_woodbury_without_rows_or_damping_does_not_pretend():
 
 
 @pytest.mark.parametrize("fisher_name", ["gauss_newton", "kl_hessian", "empirical"])
-@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+@each_head
 @pytest.mark.parametrize("solver", DAMPED)
 def test_every_solver_works_on_every_fisher_of_every_head(solver, head, fisher_name):
     if solver == "woodbury" and fisher_name == "kl_hessian":
@@ -248,7 +248,7 @@ def test_a_float32_problem_gets_a_float32_answer(solver):
     assert (s.x - x).norm() < 1e-5 * x.norm()
 
 
-@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+@each_head
 @pytest.mark.parametrize("fisher_name", ["gauss_newton", "kl_hessian", "empirical"])
 def test_cg_in_double_precision_solves_a_float32_problem_to_float32s_last_digits(head, fisher_name):
     double = make_problem(head, N=200, curvature=FISHERS[fisher_name])

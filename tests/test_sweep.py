@@ -8,13 +8,13 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import whole_runs
-from whole_runs import ROOT, SMALL, facts, wait_until
+from sweeps import PROBE, TESTS, job, report, start, stored, sweep
+from whole_runs import facts, wait_until
 
 from rl_natgrad.config import command as cli
 from rl_natgrad.config import compose
@@ -25,53 +25,8 @@ from rl_natgrad.sweep import pool as pools
 from rl_natgrad.sweep import table
 from rl_natgrad.sweep.earlier import Earlier
 from rl_natgrad.sweep.job import Job
-from rl_natgrad.sweep.plan import Listed, new_job, resuming
+from rl_natgrad.sweep.plan import Listed, resuming
 from rl_natgrad.sweep.pool import Pool
-
-TESTS = Path(__file__).resolve().parent
-PROBE = ["env=sweep_environments:Sweep-v0", "env.allow_import=true", "env.backend=sync", *SMALL, "critic.epochs=1"]
-
-
-def job(number: int, tmp_path: Path, *overrides: str) -> Job:
-    return new_job(number, list(overrides), compose.load(overrides), tmp_path)
-
-
-def stored(runs: Path, *overrides: str, outcome: str = "finished", checkpoint: bool = False) -> Path:
-    """A run's folder as a run of these overrides leaves it."""
-    path = folder.create(runs, "CartPole-v1", "trpo", 0)
-    tree = compose.load(overrides).model_dump(mode="json")
-    record = folder.RunRecord.start(
-        path, command="", config=tree, threads=1, device="cpu", backend="sync", restorable=True
-    )
-    if outcome != "running":
-        record.finish(outcome)
-    if checkpoint:
-        (path / "checkpoints").mkdir()
-        (path / "checkpoints" / "00000010.safetensors").touch()
-    return path
-
-
-def environment(**env: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}", **env}
-
-
-def start(*words: str, **env: str) -> subprocess.Popen:
-    """python -m rl_natgrad.train -m <words>."""
-    command = [sys.executable, "-m", "rl_natgrad.train", "-m", *words]
-    return subprocess.Popen(
-        command, env=environment(**env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def sweep(*words: str, **env: str) -> tuple[int, str]:
-    process = start(*words, **env)
-    text = process.communicate()[0]
-    return process.returncode, text
-
-
-def report(runs: Path, number: int = -1) -> dict:
-    """sweep.json of the newest sweep."""
-    return json.loads((sorted((runs / "sweeps").glob("2*"))[number] / "sweep.json").read_text())
 
 
 def family(mark: str) -> list[str]:
@@ -88,13 +43,13 @@ def family(mark: str) -> list[str]:
 
 
 class Fake:
-    """A launcher whose processes end after so many looks; 'hang' ignores being asked to stop."""
+    """A launcher whose processes end after so many looks; 'hang' ignores being asked to stop. All name one run."""
 
-    def __init__(self, script: dict[int, tuple[int, float]]):
-        self.script, self.alive, self.most, self.log = script, 0, 0, []
+    def __init__(self, script: dict[int, tuple[int, float]], run: Path):
+        self.script, self.run, self.alive, self.most, self.log = script, run, 0, 0, []
 
     def start(self, words, log):
-        log.touch()
+        log.write_text(f"run     {self.run}\n")
         self.alive += 1
         self.most = max(self.most, self.alive)
         return Handle(self, int(log.stem))
@@ -142,11 +97,10 @@ def work(tmp_path, monkeypatch):
     """Runs jobs 1..n through a pool of fakes; a job with exit code 0 counts as a finished run."""
     monkeypatch.setattr(pools, "TICK", 0.001)
     monkeypatch.setattr(pools, "GRACE", 0.02)
-    finished = {"outcome": "finished", "config": {}}
-    monkeypatch.setattr("rl_natgrad.sweep.job._said", lambda run: finished)
+    finished = stored(tmp_path / "runs")
 
     def work(jobs: int, script: dict, at_once: int = 2, **options):
-        fake, view = Fake(script), Silent()
+        fake, view = Fake(script, finished), Silent()
         plan = Listed([job(n, tmp_path) for n in range(1, jobs + 1)])
         keys = {"job_timeout": None, "fail_fast": False} | options
         pool = Pool(plan, fake.start, at_once, view=view, **keys)
@@ -212,7 +166,7 @@ def test_a_signal_stops_every_job_and_a_second_one_kills(work, monkeypatch, numb
 def test_a_run_that_cannot_be_resumed_starts_anew(work, tmp_path, monkeypatch):
     one = job(1, tmp_path)
     one.words = ["resume=x"]
-    started, fake = [], Fake({1: (2, 2)})
+    started, fake = [], Fake({1: (2, 2)}, tmp_path)
     monkeypatch.setattr(fake, "start", lambda words, log: (started.append(words), log.touch(), Handle(fake, 1))[2])
     view = Silent()
     Pool(Listed([one]), fake.start, 1, view=view, job_timeout=None, fail_fast=False).work()
@@ -331,7 +285,7 @@ def _make(barrier, runs, found):
     found.put((str(folder.new(runs / "sweeps")), str(folder.create(runs, "CartPole-v1", "pg", 0))))
 
 
-def test_sweeps_started_at_once_share_no_folder(tmp_path):
+def test_20_at_once_share_no_folder_of_a_sweep_or_a_run(tmp_path):
     context = multiprocessing.get_context("fork")
     barrier, found = context.Barrier(20), context.Queue()
     processes = [context.Process(target=_make, args=(barrier, tmp_path, found)) for _ in range(20)]

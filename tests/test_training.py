@@ -24,8 +24,8 @@ KL_STEPS = ["npg", "trpo"]
 
 
 @pytest.fixture
-def make():
-    """`training` whose overrides may repeat, the last one counting."""
+def make(closed):
+    """A training; overrides may repeat, the last one counting."""
 
     def build(learner, *overrides, env="CartPole"):
         made = {}
@@ -33,13 +33,9 @@ def make():
         base += [] if learner == "reinforce" else ["critic.hidden=[16]"]
         for override in (*base, *overrides):
             made[override.split("=")[0]] = override
-        runs.append(Training(compose.load([f"algo={learner}", f"env={env}", *made.values()])))
-        return runs[-1]
+        return closed(Training(compose.load([f"algo={learner}", f"env={env}", *made.values()])))
 
-    runs: list[Training] = []
-    yield build
-    for run in runs:
-        run.close()
+    return build
 
 
 def said(rows):
@@ -188,16 +184,13 @@ def test_returns_are_raw_and_of_whole_episodes(make):
 
 @pytest.mark.parametrize("learner", LEARNERS)
 @pytest.mark.parametrize(("num_envs", "horizon"), [(1, 1), (2, 1), (1, 2), (3, 2)])
-def test_the_smallest_rollouts_are_fine(make, learner, num_envs, horizon):
-    run = make(learner, env="probes:Match-v0")  # every second row is a reset, so that batches may be empty
-    run.close()
-    cfg = run.cfg.model_copy(update={"num_envs": num_envs, "horizon": horizon})
-    run = Training(cfg)
+def test_the_smallest_rollouts_are_fine(make, closed, learner, num_envs, horizon):
+    cfg = make(learner, env="probes:Match-v0").cfg  # every second row is a reset, so that batches may be empty
+    run = closed(Training(cfg.model_copy(update={"num_envs": num_envs, "horizon": horizon})))
     rows = iterate(run, 6)
     assert run.step == num_envs * horizon * 3
     assert run.policy.theta.isfinite().all()
     assert all(math.isfinite(v) for row in rows for v in row.values())
-    run.close()
 
 
 def test_reinforce_waits_for_an_episode_to_end(make):
@@ -314,7 +307,7 @@ def poison_fisher(monkeypatch, run):
 
 
 def poison_kl(monkeypatch, run):
-    monkeypatch.setattr(Problem, "_kl", lambda self, z: z.sum() * np.nan)
+    monkeypatch.setattr(type(run.policy.head), "kl", lambda self, z, z_new: z_new.sum(-1) * np.nan)
 
 
 POISONS = [(p, learner, ()) for p in (poison_advantage, poison_gradient, poison_kl) for learner in LEARNERS]

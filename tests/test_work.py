@@ -62,19 +62,19 @@ def peak():
         tracemalloc.stop()
 
 
-def training(env: str, *words: str) -> Training:
-    words = (*words, "num_envs=4", "horizon=64", "policy.hidden=[16,16]")
-    return Training(compose.load([f"env={env}", *words]))
+@pytest.fixture
+def training(closed):
+    words = ("num_envs=4", "horizon=64", "policy.hidden=[16,16]")
+    return lambda env, *more: closed(Training(compose.load([f"env={env}", *more, *words])))
 
 
 @pytest.mark.parametrize("algo", ["npg", "trpo"])
 @pytest.mark.parametrize("env", ["CartPole", "Pendulum", "Acrobot"])
-def test_a_natural_step(env, algo, counted):
+def test_a_natural_step(training, env, algo, counted):
     run = training(env, f"algo={algo}", "critic=none", f"solver.max_iter={ITERATIONS}")
     batch = run.batch(run.collector.collect(run.policy))
     counted.clear()
     info = run.learn(batch)
-    run.close()
     assert info["solver/iterations"] == ITERATIONS
     assert counted["product"] == ITERATIONS + 1  # and one for the radius
     assert counted["jvp"] == counted["product"]
@@ -83,29 +83,26 @@ def test_a_natural_step(env, algo, counted):
     assert counted["autograd"] == 1  # of the surrogate in the head's few parameters
 
 
-def test_a_plain_step(counted):
+def test_a_plain_step(training, counted):
     run = training("CartPole", "algo=pg", "critic=none")
     batch = run.batch(run.collector.collect(run.policy))
     counted.clear()
     run.learn(batch)
-    run.close()
     assert (counted["forward"], counted["vjp"], counted["jvp"], counted["product"]) == (2, 1, 0, 0)
 
 
-def test_a_rollout(counted):
+def test_a_rollout(training, counted):
     run = training("CartPole")
     counted.clear()
     run.collector.collect(run.policy)
-    run.close()
     assert (counted["act"], counted["forward"], counted["noise"], counted["autograd"]) == (64, 64, 1, 0)
 
 
-def test_the_values_of_a_rollout_are_one_forward(counted):
+def test_the_values_of_a_rollout_are_one_forward(training, counted):
     run = training("CartPole")
     rollout = run.collector.collect(run.policy)
     counted.clear()
     run.batch(rollout)
-    run.close()
     assert counted["forward"] == 1
 
 
