@@ -8,7 +8,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from rl_natgrad.optim.fisher import Fisher, GaussNewton, InDouble, KLHessian, outer
+from rl_natgrad.optim.fisher import Fisher, GaussNewton, KLHessian, outer
 from rl_natgrad.optim.linearization import Linearization
 from rl_natgrad.optim.solvers import Solution
 from rl_natgrad.optim.steps import Step
@@ -153,8 +153,7 @@ class Problem:
             theta, obs = theta.double(), obs.double()
         if self.rows is not None or self.float64:
             lin = self.policy.linearize(theta, obs)
-        F = self.curvature(Samples(self.policy, theta, obs, action, lin))
-        return InDouble(F) if self.float64 else F
+        return self.curvature(Samples(self.policy, theta, obs, action, lin))
 
     def fisher(self) -> Fisher:
         """F at θ_old, as a mean over the Fisher's samples."""

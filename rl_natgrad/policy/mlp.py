@@ -1,8 +1,6 @@
 """The multi-layer perceptron and its linearisation: the chain rule written out, for tensors and for arrays."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rl_natgrad.optim.linearization import Linearization
+from rl_natgrad.optim.linearization import Along, Linearization
 
 Array = Any
 """A tensor, or the numpy view of one that is on the CPU: what the chain rule below is written for.
@@ -90,7 +88,6 @@ class Relu:
 Activation = type[Tanh] | type[Relu]
 
 
-@dataclass(frozen=True)
 class MLP:
     """h₀ = x,  hₗ = φ(hₗ₋₁ Wₗᵀ + bₗ),  z = h_L without φ.  θ holds W₁ (out, in), b₁, W₂, b₂, … in a row.
 
@@ -98,23 +95,12 @@ class MLP:
     the first policy nearly uniform (Andrychowicz et al. 2021, "What matters in on-policy RL", 3.2).
     """
 
-    sizes: tuple[int, ...]
-    activation: Activation = Tanh
-    last_gain: float = 0.01
-
-    @cached_property
-    def size(self) -> int:
-        """P."""
-        return sum((i + 1) * o for i, o in pairwise(self.sizes))
-
-    @cached_property
-    def _places(self) -> list[tuple[slice, tuple[int, int], slice]]:
-        """Where θ holds each W, its shape, and where b."""
-        places, end = [], 0
-        for i, o in pairwise(self.sizes):
-            start, end = end, end + (i + 1) * o
-            places.append((slice(start, end - o), (o, i), slice(end - o, end)))
-        return places
+    def __init__(self, sizes: tuple[int, ...], activation: Activation = Tanh, last_gain: float = 0.01):
+        self.sizes, self.activation, self.last_gain, self.size = sizes, activation, last_gain, 0
+        self._places = []  # where θ holds each W, its shape, and where b
+        for i, o in pairwise(sizes):
+            start, self.size = self.size, self.size + (i + 1) * o
+            self._places.append((slice(start, self.size - o), (o, i), slice(self.size - o, self.size)))
 
     def layers(self, theta: Array) -> list[tuple[Array, Array]]:
         """[(W (out, in), b (out,)), …], views of θ."""
@@ -284,26 +270,22 @@ class LinearizedMLP:
         return out
 
 
-class LinearizedMLPAlong:
-    """bᵀz + bᵀJ dθ. The signals of b are those of every product, which so takes half the operations."""
+class LinearizedMLPAlong(Along):
+    """The signals of b are those of every product, which so takes half the operations."""
+
+    lin: LinearizedMLP
 
     @quiet
     def __init__(self, lin: LinearizedMLP, b: Tensor):
-        self.lin, self.b, self.size = lin, b, lin.size
+        super().__init__(lin, b)
         self._signals = lin.signals(_raw(b))
-
-    @property
-    def z(self) -> Tensor:
-        """bᵀz (N, 1)."""
-        return (self.b * self.lin.z).sum(-1, keepdim=True)
 
     @quiet
     def jvp(self, v: Tensor) -> Tensor:
         """bᵀJ v: (P,) → (N, 1)."""
         # bᵀJv = Σₗ sₗᵀ (Ẇₗ hₗ₋₁ + ḃₗ)
         Jv = 0
-        layers = zip(self.lin.net.layers(_raw(v)), self._signals, self.lin.hidden, strict=True)
-        for (dW, db), s, h in layers:
+        for (dW, db), s, h in zip(self.lin.net.layers(_raw(v)), self._signals, self.lin.hidden, strict=True):
             ds = h @ dW.T
             ds += db
             Jv = Jv + _lib(ds).einsum("no,no->n", ds, s)
@@ -314,30 +296,12 @@ class LinearizedMLPAlong:
         """Jᵀ b u: (N, 1) → (P,)."""
         return self.lin.gathered([s * _raw(u) for s in self._signals])
 
-    def along(self, b: Tensor) -> "LinearizedMLPAlong":
-        """The same output, weighted by b (N, 1)."""
-        return LinearizedMLPAlong(self.lin, b * self.b)
 
-    def jacobian(self) -> Tensor:
-        """bᵀJ (N, 1, P)."""
-        return torch.einsum("nk,nkp->np", self.b, self.lin.jacobian()).unsqueeze(1)
-
-
-@dataclass(frozen=True)
 class Chunks:
     """The linearisation of a large batch, part by part."""
 
-    parts: Sequence[Linearization]
-
-    @cached_property
-    def z(self) -> Tensor:
-        """z (N, K)."""
-        return torch.cat([part.z for part in self.parts])
-
-    @property
-    def size(self) -> int:
-        """P."""
-        return self.parts[0].size
+    def __init__(self, parts: Sequence[Linearization]):
+        self.parts, self.size, self.z = parts, parts[0].size, torch.cat([part.z for part in parts])
 
     def jvp(self, v: Tensor) -> Tensor:
         """J v: (P,) → (N, K)."""
@@ -345,8 +309,7 @@ class Chunks:
 
     def vjp(self, u: Tensor) -> Tensor:
         """Jᵀ u, summed over samples: (N, K) → (P,)."""
-        parts = zip(self.parts, u.split(CHUNK), strict=True)
-        return torch.stack([part.vjp(u) for part, u in parts]).sum(0)
+        return torch.stack([part.vjp(u) for part, u in zip(self.parts, u.split(CHUNK), strict=True)]).sum(0)
 
     def along(self, b: Tensor) -> "Chunks":
         """The one output bᵀz, for b (N, K)."""
