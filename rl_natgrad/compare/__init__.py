@@ -1,7 +1,5 @@
 """python -m rl_natgrad.compare: which algorithm is better, and is it luck?"""
 
-from __future__ import annotations
-
 import os
 import shlex
 import sys

@@ -1,7 +1,5 @@
 """IQM, low and high of each group as TensorBoard runs, beside the runs they sum up."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

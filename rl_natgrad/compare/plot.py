@@ -1,7 +1,5 @@
 """curves.png: interquartile means over seeds, with their bootstrap bands."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Finding runs, reading their curves, and putting together what differs in nothing but the seed."""
 
-from __future__ import annotations
-
 import difflib
 import json
 from collections import Counter

@@ -1,7 +1,5 @@
 """The numbers of a comparison: what each group reached, and how likely one beats another."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math
