@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl_natgrad.algos.learner import Stateless
+from rl_natgrad.algos.learner import Remembering, Stateless
 from rl_natgrad.algos.problem import Batch
 from rl_natgrad.optim.first_order import Adam
 from rl_natgrad.optim.fisher import GaussNewton, outer
@@ -19,17 +19,11 @@ from rl_natgrad.policy.networks import ValueNetwork
 from rl_natgrad.rollout.normalize import RunningMoments
 
 
-class Regression(Protocol):
+class Regression(Remembering, Protocol):
     """One update's fit. Lowers E[(f(θ, x) − target)²]; target (N, 1)."""
 
     def __call__(self, net: ValueNetwork, theta: Tensor, x: Tensor, target: Tensor) -> Tensor:
         """The new θ (P,)."""
-
-    def state(self) -> dict[str, Any]:
-        """What it remembers from one update to the next."""
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Goes on from a `state`."""
 
 
 class NoCritic(Stateless):

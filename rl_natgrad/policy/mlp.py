@@ -42,10 +42,6 @@ def _chunks(x: Tensor) -> tuple[Tensor, ...]:
     return x.split(CHUNK) if x.device.type == "cpu" and len(x) > CHUNK else (x,)
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
 quiet = np.errstate(over="ignore", invalid="ignore")
 """Numbers that are not finite are not announced by numpy as they arise: the learners notice them, and say so."""
 
@@ -119,7 +115,8 @@ class MLP:
         """z (N, K), differentiable in θ."""
         if not (torch.is_grad_enabled() and theta.requires_grad):
             layers = self.layers(_raw(theta))
-            return _joined([_tensor(self._activations(layers, _raw(part))[-1]) for part in _chunks(x)])
+            zs = [_tensor(self._activations(layers, _raw(part))[-1]) for part in _chunks(x)]
+            return zs[0] if len(zs) == 1 else torch.cat(zs)
         *hidden, (W_last, b_last) = self.layers(theta)
         for W, b in hidden:
             x = self.activation.function(torch.addmm(b, x, W.T))
@@ -178,9 +175,10 @@ class SquaredError:
     @quiet
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """The gradient (P,) on one minibatch."""
-        if len(x) not in self.kept:
-            self.kept[len(x)] = self._arrays(x)
-        ones, outs, ss, slopes = self.kept[len(x)]
+        if (n := len(x)) not in self.kept:
+            outs, ss, slopes = ([_raw(x.new_empty(n, o)) for o in self.net.sizes[1:]] for _ in range(3))
+            self.kept[n] = _raw(x.new_ones(n)), outs, ss, slopes
+        ones, outs, ss, slopes = self.kept[n]
         matmul, slope = _lib(ones).matmul, self.net.activation.slope
         *hs, s = _propagate(self.net.activation, self.layers, _raw(x), outs)
         s -= _raw(t)
@@ -193,10 +191,6 @@ class SquaredError:
                 s = matmul(s, self.layers[k][0], out=ss[k - 1])
                 s *= slope(hs[k], out=slopes[k - 1])
         return self.grad
-
-    def _arrays(self, x: Tensor) -> tuple[Any, ...]:
-        outs, ss, slopes = ([_raw(x.new_empty(len(x), o)) for o in self.net.sizes[1:]] for _ in range(3))
-        return _raw(x.new_ones(len(x))), outs, ss, slopes
 
 
 class LinearizedMLP:
