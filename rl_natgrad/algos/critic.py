@@ -3,35 +3,27 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rl_natgrad.algos.learner import Stateless
+from rl_natgrad.algos.learner import Remembering, Stateless
 from rl_natgrad.algos.problem import Batch
 from rl_natgrad.optim.first_order import Adam
 from rl_natgrad.optim.fisher import GaussNewton, outer
-from rl_natgrad.optim.linearization import Linearization
 from rl_natgrad.optim.solvers import cg
 from rl_natgrad.optim.steps import backtrack, newton, to_radius
 from rl_natgrad.policy.networks import ValueNetwork
 from rl_natgrad.rollout.normalize import RunningMoments
 
 
-class Regression(Protocol):
+class Regression(Remembering, Protocol):
     """One update's fit. Lowers E[(f(θ, x) − target)²]; target (N, 1)."""
 
     def __call__(self, net: ValueNetwork, theta: Tensor, x: Tensor, target: Tensor) -> Tensor:
         """The new θ (P,)."""
-
-    def state(self) -> dict[str, Any]:
-        """What it remembers from one update to the next."""
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Goes on from a `state`."""
 
 
 class NoCritic(Stateless):
@@ -192,25 +184,18 @@ class TrustRegionFit(Stateless):
         return theta
 
 
-@dataclass(frozen=True)
 class GaussianFit:
-    """The local picture of a regression around θ_old: loss E[(V − R)²] / 2σ², which is ½ there."""
+    """The local picture of a regression around θ_old: loss E[(V − R)²] / 2σ², which is ½ there.
 
-    net: ValueNetwork
-    theta: Tensor
-    x: Tensor
-    target: Tensor
+    lin: V + J dθ around θ_old.  precision: 1/σ², σ² the mean squared error at θ_old.
+    """
+
     loss_old = 0.5
 
-    @cached_property
-    def lin(self) -> Linearization:
-        """V + J dθ around θ_old."""
-        return self.net.linearize(self.theta, self.x)
-
-    @cached_property
-    def precision(self) -> float:
-        """1/σ², σ² the mean squared error at θ_old."""
-        return 1 / float(((self.lin.z - self.target) ** 2).mean().clamp(min=1e-12))
+    def __init__(self, net: ValueNetwork, theta: Tensor, x: Tensor, target: Tensor):
+        self.net, self.theta, self.x, self.target = net, theta, x, target
+        self.lin = net.linearize(theta, x)
+        self.precision = 1 / float(((self.lin.z - target) ** 2).mean().clamp(min=1e-12))
 
     def grad(self) -> Tensor:
         """∇loss(θ_old) (P,)."""

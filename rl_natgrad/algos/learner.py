@@ -7,17 +7,21 @@ from typing import Any, Protocol
 from rl_natgrad.algos.problem import Problem, Update
 
 
-class Learner(Protocol):
-    """Problem ↦ Update; the policy is not touched."""
-
-    def __call__(self, problem: Problem) -> Update:
-        """The update that one batch makes."""
+class Remembering(Protocol):
+    """What has a state that a checkpoint keeps."""
 
     def state(self) -> dict[str, Any]:
         """What it remembers from one update to the next."""
 
     def load(self, state: dict[str, Any]) -> None:
         """Goes on from a `state`."""
+
+
+class Learner(Remembering, Protocol):
+    """Problem ↦ Update; the policy is not touched."""
+
+    def __call__(self, problem: Problem) -> Update:
+        """The update that one batch makes."""
 
 
 class Stateless:

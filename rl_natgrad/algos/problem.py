@@ -8,7 +8,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from rl_natgrad.optim.fisher import Fisher, GaussNewton, InDouble, KLHessian, outer
+from rl_natgrad.optim.fisher import Fisher, GaussNewton, KLHessian, outer
 from rl_natgrad.optim.linearization import Linearization
 from rl_natgrad.optim.solvers import Solution
 from rl_natgrad.optim.steps import Step
@@ -153,8 +153,7 @@ class Problem:
             theta, obs = theta.double(), obs.double()
         if self.rows is not None or self.float64:
             lin = self.policy.linearize(theta, obs)
-        F = self.curvature(Samples(self.policy, theta, obs, action, lin))
-        return InDouble(F) if self.float64 else F
+        return self.curvature(Samples(self.policy, theta, obs, action, lin))
 
     def fisher(self) -> Fisher:
         """F at θ_old, as a mean over the Fisher's samples."""
@@ -164,24 +163,18 @@ class Problem:
         """The update that a step makes, with its log; d: the natural direction that it went along, if any."""
         g, moved = self.grad(), step.theta - self.theta
         info = {
-            "policy/loss_before": self.loss_old,
-            "policy/loss_after": step.loss,
-            "policy/gain": self.loss_old - step.loss,
-            "policy/gain_predicted": -float(g @ moved),
-            "policy/kl": step.kl,
-            "policy/entropy": self.entropy(),
-            "policy/grad_norm": float(g.norm()),
-            "policy/step_norm": float(moved.norm()),
-        }
+            "policy/loss_before": self.loss_old, "policy/loss_after": step.loss,
+            "policy/gain": self.loss_old - step.loss, "policy/gain_predicted": -float(g @ moved),
+            "policy/kl": step.kl, "policy/entropy": self.entropy(),
+            "policy/grad_norm": float(g.norm()), "policy/step_norm": float(moved.norm()),
+        }  # fmt: skip
         finite = step.finite and isfinite(self.loss_old) and isfinite(info["policy/grad_norm"])
         if d is not None:
             info |= {
                 "policy/kl_predicted": step.kl_predicted,
-                "solver/iterations": d.iterations,
-                "solver/residual": d.residual,
-                "line_search/accepted": float(step.accepted),
-                "line_search/tries": step.tries,
-            }
+                "solver/iterations": d.iterations, "solver/residual": d.residual,
+                "line_search/accepted": float(step.accepted), "line_search/tries": step.tries,
+            }  # fmt: skip
             # No step to try: the F of a policy that is sure of its actions is 0 or indefinite to rounding, which
             # is no fault; an F that is not finite is one.
             finite = finite and (step.tries > 0 or bool(self.fisher().mv(g).isfinite().all()))

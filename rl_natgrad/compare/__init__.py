@@ -1,7 +1,5 @@
 """python -m rl_natgrad.compare: which algorithm is better, and is it luck?"""
 
-from __future__ import annotations
-
 import os
 import shlex
 import sys
@@ -39,7 +37,7 @@ def run(options: Options, argv: Sequence[str]) -> None:
     for note in said:
         print(f"note: {note}", file=sys.stderr)
     comparisons = [summary.compare(env, members, options) for env, members in groups.items()]
-    common = _common_folder(found)
+    common = Path(os.path.commonpath([run.path.parent for run in found]))  # which is no run itself
     out = options.out or common / "compare"
     out.mkdir(parents=True, exist_ok=True)
     report.show(comparisons)
@@ -49,8 +47,3 @@ def run(options: Options, argv: Sequence[str]) -> None:
     aggregates.write(comparisons, options.metric, out)
     print(f"wrote   {out}/curves.png, summary.csv, summary.md")
     print(f"watch   tensorboard --logdir {common}")
-
-
-def _common_folder(found) -> Path:
-    """The deepest folder that holds all runs, and is none itself."""
-    return Path(os.path.commonpath([run.path.parent for run in found]))

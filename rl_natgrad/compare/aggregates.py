@@ -1,7 +1,5 @@
 """IQM, low and high of each group as TensorBoard runs, beside the runs they sum up."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence
@@ -25,8 +23,9 @@ def write(comparisons: Sequence[Comparison], metric: str, out: Path) -> None:
     folders = {}
     for comparison in comparisons:
         for group in comparison.groups:
-            parts = [comparison.env] if len(comparisons) > 1 else []
-            folders[out.joinpath(*(_name(part) for part in [*parts, group.label]))] = group
+            parts = [comparison.env, group.label] if len(comparisons) > 1 else [group.label]
+            names = [re.sub(r"[^\w.=+\[\]-]+", "-", part) for part in parts]  # that every file system takes
+            folders[out.joinpath(*names)] = group
     _remove_earlier(out)
     write_json(out / MARK, {"aggregates": [folder.relative_to(out).as_posix() for folder in folders]})
     for folder, group in folders.items():
@@ -60,8 +59,3 @@ def _remove_earlier(out: Path) -> None:
             if path.resolve().is_relative_to(out.resolve()):
                 for file in path.glob("events.out.tfevents.*"):
                     file.unlink()
-
-
-def _name(label: str) -> str:
-    """A label as a folder name that every file system takes."""
-    return re.sub(r"[^\w.=+\[\]-]+", "-", label)

@@ -1,7 +1,5 @@
 """curves.png: interquartile means over seeds, with their bootstrap bands."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,8 +19,7 @@ def curves(comparisons: Sequence[Comparison], axes: Sequence[str], metric: str, 
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
-    size = (6.4 * len(axes), 4.2 * len(comparisons))
-    figure = Figure(figsize=size, layout="constrained", dpi=110)
+    figure = Figure(figsize=(6.4 * len(axes), 4.2 * len(comparisons)), layout="constrained", dpi=110)
     panels = figure.subplots(len(comparisons), len(axes), squeeze=False)
     for row, comparison in zip(panels, comparisons, strict=True):
         for panel, axis in zip(row, axes, strict=True):

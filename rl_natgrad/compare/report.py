@@ -1,7 +1,5 @@
 """A comparison as a terminal table, summary.csv and summary.md."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Finding runs, reading their curves, and putting together what differs in nothing but the seed."""
 
-from __future__ import annotations
-
 import difflib
 import json
 from collections import Counter
@@ -135,8 +133,7 @@ def _refuse_mixed_versions(runs: Sequence[Run], keys: Sequence[str]) -> None:
     for name in VERSIONED:
         found = _values(runs, f"versions.{name}")
         if len(found) > 1 and f"versions.{name}" not in keys:
-            listed = ", ".join(sorted(map(str, found)))
-            what = f"the runs mix versions of {name}: {listed}"
+            what = f"the runs mix versions of {name}: {', '.join(sorted(map(str, found)))}"
             raise CompareError(f"{what}; name fewer folders, or write by=versions")
 
 

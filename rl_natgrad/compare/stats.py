@@ -4,8 +4,6 @@ Agarwal et al. 2021 (Deep RL at the Edge of the Statistical Precipice): with 3 t
 interquartile mean with a stratified bootstrap interval, and the probability of improvement. The unit is the seed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,10 +1,9 @@
 """The numbers of a comparison: what each group reached, and how likely one beats another."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math
+import statistics
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,24 +91,15 @@ def _summarise(
     start = high - LAST * (high - low)
     finals = np.array([stats.area(run.x[axis], run.y, start, high) for run in runs])
     areas = np.array([stats.area(run.x[axis], run.y, low, high) for run in runs])
-    interval = None
-    if len(runs) > 1:
-        ends = stats.iqm_interval([finals[:, None]], replicates=10_000)
-        interval = float(ends[0][0]), float(ends[1][0])
+    ends = stats.iqm_interval([finals[:, None]], replicates=10_000) if len(runs) > 1 else None
+    interval = (float(ends[0][0]), float(ends[1][0])) if ends else None
     reached, to_reach = None, {}
     if threshold is not None:
         reached = sum(bool((run.y >= threshold).any()) for run in runs)
         for name in AXES:
             firsts = [stats.first_reach(run.x[name], run.y, threshold) for run in runs if name in run.x]
-            to_reach[name] = _median(firsts) if len(firsts) == len(runs) else math.nan
+            to_reach[name] = statistics.median(firsts) if len(firsts) == len(runs) else math.nan  # of inf too
     return Group(label, runs, finals, areas, float(stats.iqm(finals)), interval, reached, to_reach)
-
-
-def _median(values: Sequence[float]) -> float:
-    """Median where inf is a value like any other, the largest."""
-    ordered = sorted(values)
-    low, high = ordered[(len(values) - 1) // 2], ordered[len(values) // 2]
-    return low if low == high else (low + high) / 2
 
 
 def band(runs: Sequence[Run], axis: str, points: int = 200) -> tuple[Array, Array, Array | None, Array | None]:
@@ -138,9 +128,8 @@ def _reward_threshold(env: str) -> float | None:
 def few(comparison: Comparison) -> str | None:
     """A word of caution where a group has few seeds."""
     small = [f"{group.label} (n = {len(group.runs)})" for group in comparison.groups if len(group.runs) < FEW]
-    if not small:
-        return None
-    return f"caution: under {FEW} seeds in {', '.join(small)}: take intervals and ranks as hints"
+    caution = f"caution: under {FEW} seeds in {', '.join(small)}: take intervals and ranks as hints"
+    return caution if small else None
 
 
 def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
@@ -161,10 +150,8 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 def pair_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the probabilities of improvement."""
-    rows = [
-        [f"{pair.left} > {pair.right}", with_interval("{:.2f}".format, pair.chance, pair.interval)]
-        for pair in comparison.pairs
-    ]
+    said = [with_interval("{:.2f}".format, pair.chance, pair.interval) for pair in comparison.pairs]
+    rows = [[f"{pair.left} > {pair.right}", chance] for pair, chance in zip(comparison.pairs, said, strict=True)]
     return ["A > B", "P(A > B) [95 %]"], rows
 
 

@@ -17,7 +17,7 @@ class Fisher(Protocol):
     """A symmetric positive semi-definite (P, P) operator."""
 
     def mv(self, v: Tensor) -> Tensor:
-        """F v: (P,) → (P,)."""
+        """F v: (P,) → (P,), done in F's precision and given in v's."""
 
     def shape(self) -> tuple[int | None, int]:
         """(M, P): rows of R where F = RᵀR (None where it has no such factor), parameters."""
@@ -27,29 +27,6 @@ class Fisher(Protocol):
 
     def dense(self) -> Tensor:
         """F (P, P)."""
-
-
-@dataclass(frozen=True)
-class InDouble:
-    """A Fisher whose products are done in float64, for vectors of any precision."""
-
-    F: Fisher
-
-    def mv(self, v: Tensor) -> Tensor:
-        """F v (P,), in v's own precision."""
-        return self.F.mv(v.double()).to(v.dtype)
-
-    def shape(self) -> tuple[int | None, int]:
-        """(M, P)."""
-        return self.F.shape()
-
-    def rows(self) -> Tensor | None:
-        """R (M, P) float64, or None."""
-        return self.F.rows()
-
-    def dense(self) -> Tensor:
-        """F (P, P) float64."""
-        return self.F.dense()
 
 
 @dataclass(frozen=True)
@@ -69,8 +46,8 @@ class GaussNewton:
 
     def mv(self, v: Tensor) -> Tensor:
         """F v = Jᵀ M (J v) / N."""
-        Jv = self.lin.jvp(v)
-        return self.lin.vjp(self.metric(Jv) / len(Jv))
+        Jv = self.lin.jvp(v.to(self.lin.z.dtype))
+        return self.lin.vjp(self.metric(Jv) / len(Jv)).to(v.dtype)
 
     def shape(self) -> tuple[int, int]:
         """(N·R, P)."""
@@ -118,7 +95,8 @@ class KLHessian:
 
     def mv(self, v: Tensor) -> Tensor:
         """F v = ∇(∇KL · v)."""
-        return torch.autograd.grad(self.gradient, self.theta, v, retain_graph=True)[0]
+        u = v.to(self.theta.dtype)
+        return torch.autograd.grad(self.gradient, self.theta, u, retain_graph=True)[0].to(v.dtype)
 
     def shape(self) -> tuple[None, int]:
         """(None, P): a Hessian has no rows."""

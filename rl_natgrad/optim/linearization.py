@@ -1,6 +1,5 @@
 """A network's outputs to first order, z + J dθ: all that gradients and Fisher products need to know of it."""
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -31,22 +30,12 @@ class Linearization(Protocol):
         """J itself: (N, K, P)."""
 
 
-@dataclass(frozen=True)
 class Along:
-    """bᵀz + bᵀJ dθ, of any linearisation."""
+    """bᵀz (N, 1) + bᵀJ dθ, of any linearisation."""
 
-    lin: Linearization
-    b: Tensor
-
-    @property
-    def z(self) -> Tensor:
-        """bᵀz (N, 1)."""
-        return (self.b * self.lin.z).sum(-1, keepdim=True)
-
-    @property
-    def size(self) -> int:
-        """P."""
-        return self.lin.size
+    def __init__(self, lin: Linearization, b: Tensor):
+        self.lin, self.b, self.size = lin, b, lin.size
+        self.z = (b * lin.z).sum(-1, keepdim=True)
 
     def jvp(self, v: Tensor) -> Tensor:
         """bᵀJ v: (P,) → (N, 1)."""
@@ -58,7 +47,7 @@ class Along:
 
     def along(self, b: Tensor) -> "Along":
         """The same output, weighted by b (N, 1)."""
-        return Along(self.lin, b * self.b)
+        return type(self)(self.lin, b * self.b)
 
     def jacobian(self) -> Tensor:
         """bᵀJ (N, 1, P)."""

@@ -60,7 +60,7 @@ def cg(F: Fisher, b: Tensor, *, damping: float, max_iter: int, tol: float, float
     no or negative curvature, where F is not PSD.
 
     Args:    damping: see the module, ≥ 0.  max_iter: ≥ 1; each costs one product.  tol: relative, ≥ 0.
-             float64: in double precision, for a Fisher that is (fisher.InDouble).
+             float64: in double precision, for a Fisher that is.
     Returns: ok is False where a product or an inner product was not finite, or pᵀAp ≤ 0.
     """
     given = b.dtype

@@ -65,22 +65,15 @@ class Head(Protocol):
         """The most likely actions (B, *A)."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Categorical:
     """π(a) = softmax(z)_a over n actions; action (N,) int64."""
 
     n: int
     free = 0
 
-    @property
-    def size(self) -> int:
-        """K = n."""
-        return self.n
-
-    @property
-    def rank(self) -> int:
-        """R: two choices differ along one line."""
-        return 1 if self.n == 2 else self.n
+    def __post_init__(self) -> None:
+        self.size, self.rank = self.n, 1 if self.n == 2 else self.n  # two choices differ along one line
 
     def log_prob(self, z: Tensor, action: Tensor) -> Tensor:
         """z_a − log Σ exp z."""
@@ -98,7 +91,7 @@ class Categorical:
 
     def metric(self, z: Tensor) -> Product:
         """M = diag(p) − p pᵀ."""
-        p = z.softmax(-1)  # M = diag(p) − p pᵀ
+        p = z.softmax(-1)
 
         def product(v: Tensor) -> Tensor:
             pv = p * v
@@ -128,22 +121,15 @@ class Categorical:
         return z.argmax(-1)
 
 
-@dataclass(frozen=True)
+@dataclass
 class MultiDiscrete:
     """Independent categoricals with nvec[d] choices each; action (N, D) int64; z holds their logits in a row."""
 
     nvec: tuple[int, ...]
     free = 0
 
-    @property
-    def size(self) -> int:
-        """K = Σ nvec."""
-        return sum(self.nvec)
-
-    @property
-    def rank(self) -> int:
-        """R, the parts' together."""
-        return sum(c.rank for c in map(Categorical, self.nvec))
+    def __post_init__(self) -> None:
+        self.size, self.rank = sum(self.nvec), sum(Categorical(n).rank for n in self.nvec)
 
     def _parts(self, *zs: Tensor):
         """(Categorical, its slice of each z), one per dimension."""
@@ -193,19 +179,15 @@ class MultiDiscrete:
         return np.stack([zd.argmax(-1) for zd in np.split(z, ends, axis=-1)], axis=-1)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Bernoulli:
     """n independent coins, P(a_d = 1) = σ(z_d); action (N, n) of 0 and 1, int64."""
 
     n: int
     free = 0
 
-    @property
-    def size(self) -> int:
-        """K = R = n."""
-        return self.n
-
-    rank = size
+    def __post_init__(self) -> None:
+        self.size = self.rank = self.n
 
     def log_prob(self, z: Tensor, action: Tensor) -> Tensor:
         """Σ log σ(±z)."""
@@ -244,7 +226,7 @@ class Bernoulli:
         return (z > 0).astype(np.int64)
 
 
-@dataclass(frozen=True)
+@dataclass
 class DiagGaussian:
     """N(μ, diag σ²) over n dimensions, z = [μ, log σ] (N, 2n); log σ is the same in every state.
 
@@ -253,17 +235,8 @@ class DiagGaussian:
 
     n: int
 
-    @property
-    def size(self) -> int:
-        """K = R = 2n."""
-        return 2 * self.n
-
-    rank = size
-
-    @property
-    def free(self) -> int:
-        """log σ: n."""
-        return self.n
+    def __post_init__(self) -> None:
+        self.size, self.rank, self.free = 2 * self.n, 2 * self.n, self.n  # free: log σ
 
     def log_prob(self, z: Tensor, action: Tensor) -> Tensor:
         """−Σ ½((a − μ)/σ)² + log σ + ½ log 2π."""

@@ -1,8 +1,6 @@
 """The multi-layer perceptron and its linearisation: the chain rule written out, for tensors and for arrays."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rl_natgrad.optim.linearization import Linearization
+from rl_natgrad.optim.linearization import Along, Linearization
 
 Array = Any
 """A tensor, or the numpy view of one that is on the CPU: what the chain rule below is written for.
@@ -42,10 +40,6 @@ CHUNK = 4096
 def _chunks(x: Tensor) -> tuple[Tensor, ...]:
     """A batch in parts on a CPU, in one elsewhere."""
     return x.split(CHUNK) if x.device.type == "cpu" and len(x) > CHUNK else (x,)
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 quiet = np.errstate(over="ignore", invalid="ignore")
@@ -90,7 +84,6 @@ class Relu:
 Activation = type[Tanh] | type[Relu]
 
 
-@dataclass(frozen=True)
 class MLP:
     """h₀ = x,  hₗ = φ(hₗ₋₁ Wₗᵀ + bₗ),  z = h_L without φ.  θ holds W₁ (out, in), b₁, W₂, b₂, … in a row.
 
@@ -98,23 +91,12 @@ class MLP:
     the first policy nearly uniform (Andrychowicz et al. 2021, "What matters in on-policy RL", 3.2).
     """
 
-    sizes: tuple[int, ...]
-    activation: Activation = Tanh
-    last_gain: float = 0.01
-
-    @cached_property
-    def size(self) -> int:
-        """P."""
-        return sum((i + 1) * o for i, o in pairwise(self.sizes))
-
-    @cached_property
-    def _places(self) -> list[tuple[slice, tuple[int, int], slice]]:
-        """Where θ holds each W, its shape, and where b."""
-        places, end = [], 0
-        for i, o in pairwise(self.sizes):
-            start, end = end, end + (i + 1) * o
-            places.append((slice(start, end - o), (o, i), slice(end - o, end)))
-        return places
+    def __init__(self, sizes: tuple[int, ...], activation: Activation = Tanh, last_gain: float = 0.01):
+        self.sizes, self.activation, self.last_gain, self.size = sizes, activation, last_gain, 0
+        self._places = []  # where θ holds each W, its shape, and where b
+        for i, o in pairwise(sizes):
+            start, self.size = self.size, self.size + (i + 1) * o
+            self._places.append((slice(start, self.size - o), (o, i), slice(self.size - o, self.size)))
 
     def layers(self, theta: Array) -> list[tuple[Array, Array]]:
         """[(W (out, in), b (out,)), …], views of θ."""
@@ -133,7 +115,8 @@ class MLP:
         """z (N, K), differentiable in θ."""
         if not (torch.is_grad_enabled() and theta.requires_grad):
             layers = self.layers(_raw(theta))
-            return _joined([_tensor(self._activations(layers, _raw(part))[-1]) for part in _chunks(x)])
+            zs = [_tensor(self._activations(layers, _raw(part))[-1]) for part in _chunks(x)]
+            return zs[0] if len(zs) == 1 else torch.cat(zs)
         *hidden, (W_last, b_last) = self.layers(theta)
         for W, b in hidden:
             x = self.activation.function(torch.addmm(b, x, W.T))
@@ -192,9 +175,10 @@ class SquaredError:
     @quiet
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """The gradient (P,) on one minibatch."""
-        if len(x) not in self.kept:
-            self.kept[len(x)] = self._arrays(x)
-        ones, outs, ss, slopes = self.kept[len(x)]
+        if (n := len(x)) not in self.kept:
+            outs, ss, slopes = ([_raw(x.new_empty(n, o)) for o in self.net.sizes[1:]] for _ in range(3))
+            self.kept[n] = _raw(x.new_ones(n)), outs, ss, slopes
+        ones, outs, ss, slopes = self.kept[n]
         matmul, slope = _lib(ones).matmul, self.net.activation.slope
         *hs, s = _propagate(self.net.activation, self.layers, _raw(x), outs)
         s -= _raw(t)
@@ -207,10 +191,6 @@ class SquaredError:
                 s = matmul(s, self.layers[k][0], out=ss[k - 1])
                 s *= slope(hs[k], out=slopes[k - 1])
         return self.grad
-
-    def _arrays(self, x: Tensor) -> tuple[Any, ...]:
-        outs, ss, slopes = ([_raw(x.new_empty(len(x), o)) for o in self.net.sizes[1:]] for _ in range(3))
-        return _raw(x.new_ones(len(x))), outs, ss, slopes
 
 
 class LinearizedMLP:
@@ -284,26 +264,22 @@ class LinearizedMLP:
         return out
 
 
-class LinearizedMLPAlong:
-    """bᵀz + bᵀJ dθ. The signals of b are those of every product, which so takes half the operations."""
+class LinearizedMLPAlong(Along):
+    """The signals of b are those of every product, which so takes half the operations."""
+
+    lin: LinearizedMLP
 
     @quiet
     def __init__(self, lin: LinearizedMLP, b: Tensor):
-        self.lin, self.b, self.size = lin, b, lin.size
+        super().__init__(lin, b)
         self._signals = lin.signals(_raw(b))
-
-    @property
-    def z(self) -> Tensor:
-        """bᵀz (N, 1)."""
-        return (self.b * self.lin.z).sum(-1, keepdim=True)
 
     @quiet
     def jvp(self, v: Tensor) -> Tensor:
         """bᵀJ v: (P,) → (N, 1)."""
         # bᵀJv = Σₗ sₗᵀ (Ẇₗ hₗ₋₁ + ḃₗ)
         Jv = 0
-        layers = zip(self.lin.net.layers(_raw(v)), self._signals, self.lin.hidden, strict=True)
-        for (dW, db), s, h in layers:
+        for (dW, db), s, h in zip(self.lin.net.layers(_raw(v)), self._signals, self.lin.hidden, strict=True):
             ds = h @ dW.T
             ds += db
             Jv = Jv + _lib(ds).einsum("no,no->n", ds, s)
@@ -314,30 +290,12 @@ class LinearizedMLPAlong:
         """Jᵀ b u: (N, 1) → (P,)."""
         return self.lin.gathered([s * _raw(u) for s in self._signals])
 
-    def along(self, b: Tensor) -> "LinearizedMLPAlong":
-        """The same output, weighted by b (N, 1)."""
-        return LinearizedMLPAlong(self.lin, b * self.b)
 
-    def jacobian(self) -> Tensor:
-        """bᵀJ (N, 1, P)."""
-        return torch.einsum("nk,nkp->np", self.b, self.lin.jacobian()).unsqueeze(1)
-
-
-@dataclass(frozen=True)
 class Chunks:
     """The linearisation of a large batch, part by part."""
 
-    parts: Sequence[Linearization]
-
-    @cached_property
-    def z(self) -> Tensor:
-        """z (N, K)."""
-        return torch.cat([part.z for part in self.parts])
-
-    @property
-    def size(self) -> int:
-        """P."""
-        return self.parts[0].size
+    def __init__(self, parts: Sequence[Linearization]):
+        self.parts, self.size, self.z = parts, parts[0].size, torch.cat([part.z for part in parts])
 
     def jvp(self, v: Tensor) -> Tensor:
         """J v: (P,) → (N, K)."""
@@ -345,8 +303,7 @@ class Chunks:
 
     def vjp(self, u: Tensor) -> Tensor:
         """Jᵀ u, summed over samples: (N, K) → (P,)."""
-        parts = zip(self.parts, u.split(CHUNK), strict=True)
-        return torch.stack([part.vjp(u) for part, u in parts]).sum(0)
+        return torch.stack([part.vjp(u) for part, u in zip(self.parts, u.split(CHUNK), strict=True)]).sum(0)
 
     def along(self, b: Tensor) -> "Chunks":
         """The one output bᵀz, for b (N, K)."""

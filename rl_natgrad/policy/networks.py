@@ -5,7 +5,6 @@ any differentiable network needs for that; the MLP (mlp.py) has its own chain ru
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -174,18 +173,11 @@ class Scale(nn.Module):
 # --- parameters that are outputs ------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
 class WithFree:
     """[f(θ_f, x), φ] with θ = [θ_f, φ]: n outputs that are parameters themselves, such as a Gaussian's log σ."""
 
-    net: Network
-    n: int
-    start: float
-
-    @property
-    def size(self) -> int:
-        """P."""
-        return self.net.size + self.n
+    def __init__(self, net: Network, n: int, start: float):
+        self.net, self.n, self.start, self.size = net, n, start, net.size + n
 
     def init(self, generator: torch.Generator) -> Tensor:
         """θ at the start of training, (P,)."""
@@ -217,18 +209,11 @@ class WithFree:
         return forward
 
 
-@dataclass(frozen=True)
 class LinearizedWithFree:
     """z + J dθ of a `WithFree`."""
 
-    lin: Linearization
-    n: int
-    z: Tensor
-
-    @property
-    def size(self) -> int:
-        """P."""
-        return self.lin.size + self.n
+    def __init__(self, lin: Linearization, n: int, z: Tensor):
+        self.lin, self.n, self.z, self.size = lin, n, z, lin.size + n
 
     def jvp(self, v: Tensor) -> Tensor:
         """J v: (P,) → (N, K)."""

@@ -5,8 +5,6 @@ elsewhere. tensorboard's RecordWriter, which is `frame`, would bring half of tha
 later, compare 65 ms; with its checksum alone 36 and 69 ms (medians of 11 processes; the messages take 39 ms).
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import socket
@@ -95,25 +93,17 @@ def hparams_start(
 
     The page shows five columns until told otherwise, those said to differ before others: `first`.
     """
-    types = {bool: api_pb2.DATA_TYPE_BOOL, str: api_pb2.DATA_TYPE_STRING}
-    experiment = api_pb2.Experiment(
-        time_created_secs=time.time(),
-        hparam_infos=[
-            api_pb2.HParamInfo(
-                name=key, type=types.get(type(value), api_pb2.DATA_TYPE_FLOAT64), differs=key in first
-            )
-            for key, value in values.items()
-        ],
-        metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in metrics],
-    )
+    kinds = {bool: ("bool_value", api_pb2.DATA_TYPE_BOOL), str: ("string_value", api_pb2.DATA_TYPE_STRING)}
     session = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
-    fields = {bool: "bool_value", str: "string_value"}
+    experiment = api_pb2.Experiment(time_created_secs=time.time())
     for key, value in values.items():
-        setattr(session.hparams[key], fields.get(type(value), "number_value"), value)
-    return [
-        _hparams("experiment", experiment=experiment),
-        _hparams("session_start_info", session_start_info=session),
-    ]
+        field, kind = kinds.get(type(value), ("number_value", api_pb2.DATA_TYPE_FLOAT64))
+        setattr(session.hparams[key], field, value)
+        experiment.hparam_infos.add(name=key, type=kind, differs=key in first)
+    for tag in metrics:
+        experiment.metric_infos.add(name=api_pb2.MetricName(tag=tag))
+    start = _hparams("session_start_info", session_start_info=session)
+    return [_hparams("experiment", experiment=experiment), start]
 
 
 def hparams_end(success: bool) -> Summary:
@@ -139,18 +129,12 @@ def layout(
 
     TensorBoard reads a chart's tags as patterns that match from the start, hence the $ added here.
     """
-    series = layout_pb2.MarginChartContent.Series
-    drawn = [
-        layout_pb2.Chart(title=name, multiline=layout_pb2.MultilineChartContent(tag=[f"{tag}$" for tag in tags]))
-        for name, tags in charts.items()
-    ] + [
-        layout_pb2.Chart(
-            title=name,
-            margin=layout_pb2.MarginChartContent(series=[series(value=value, lower=low, upper=high)]),
-        )
-        for name, (value, low, high) in (bands or {}).items()
-    ]
-    page = layout_pb2.Layout(category=[layout_pb2.Category(title=title, chart=drawn)])
+    category = layout_pb2.Category(title=title)
+    for name, tags in charts.items():
+        category.chart.add(title=name).multiline.tag.extend(f"{tag}$" for tag in tags)
+    for name, (value, low, high) in (bands or {}).items():
+        category.chart.add(title=name).margin.series.add(value=value, lower=low, upper=high)
+    page = layout_pb2.Layout(category=[category])
     tensor = TensorProto(dtype=DT_STRING, string_val=[page.SerializeToString()], tensor_shape=TensorShapeProto())
     metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="custom_scalars"))
     return Summary(value=[Summary.Value(tag="custom_scalars__config__", tensor=tensor, metadata=metadata)])

@@ -1,7 +1,5 @@
 """A run's folder and its record, run.json: who, what, when, and how it ended."""
 
-from __future__ import annotations
-
 import contextlib
 import platform
 import secrets
@@ -51,7 +49,7 @@ class RunRecord:
     @classmethod
     def start(
         cls, path: Path, *, command: str, config: dict, threads: int, device: str, backend: str, restorable: bool
-    ) -> RunRecord:
+    ) -> "RunRecord":
         """The record of a run that begins now in folder `path`."""
         record = cls(path, {"command": command, "config": config, "seed": config.get("seed")})
         record.update(
@@ -62,7 +60,7 @@ class RunRecord:
         return record
 
     @classmethod
-    def resume(cls, path: Path, *, command: str, **changed: Any) -> RunRecord:
+    def resume(cls, path: Path, *, command: str, **changed: Any) -> "RunRecord":
         """The record in folder `path`, running again: its start is kept, `changed` keys are replaced.
 
         Raises:  OSError where run.json cannot be read, ValueError where it is no record.

@@ -1,7 +1,5 @@
 """The numbers of a run: one row per update, to metrics.jsonl and to TensorBoard."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

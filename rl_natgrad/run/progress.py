@@ -1,7 +1,5 @@
 """What a person sees while a run trains: three lines, a bar or a line now and then, and the outcome."""
 
-from __future__ import annotations
-
 import io
 import math
 import sys
@@ -35,7 +33,7 @@ class Progress:
         self._last_step = first_step
         self._bar: Any = None  # rich's own Progress, imported with the first bar
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *exception: object) -> None:

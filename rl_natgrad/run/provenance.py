@@ -1,7 +1,5 @@
 """What ran: the code's version, the libraries, the machine."""
 
-from __future__ import annotations
-
 import os
 import platform
 import subprocess

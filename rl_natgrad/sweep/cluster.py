@@ -4,8 +4,6 @@ Hydra's launcher would run its own job loop; submitit alone does all we need: a 
 process as a local one, with the same log and run folder, on a file system that both machines see.
 """
 
-from __future__ import annotations
-
 import signal
 import time
 from pathlib import Path
@@ -35,7 +33,7 @@ class Cluster:
         self.at_once = parameters.get("slurm_array_parallelism", 256)  # the queue does the rest
 
     @classmethod
-    def of(cls, words: tuple[str, ...]) -> Cluster:
+    def of(cls, words: tuple[str, ...]) -> "Cluster":
         """From the words hydra/launcher=… and hydra.launcher.…=…; raises ConfigError."""
         given: dict[str, Any] = {key: each.value() for key, each in read(words, launcher=True).items()}
         name = given.pop("hydra/launcher", None)
@@ -66,7 +64,7 @@ class Cluster:
             field if field in shared else f"{cluster}_{field}": values[field] for field in known
         })  # fmt: skip
 
-    def start(self, words: list[str], log: Path) -> Submitted:
+    def start(self, words: list[str], log: Path) -> "Submitted":
         """Submits a training of these words, whose output goes to `log`."""
         import submitit
 
@@ -81,7 +79,7 @@ class Cluster:
 class Submitted:
     """A job in the queue or on a machine of the cluster, to be used like a Process."""
 
-    def __init__(self, job: submitit.Job[int], log: Path):
+    def __init__(self, job: "submitit.Job[int]", log: Path):
         self._job, self._stop = job, _stop_file(log)
 
     def poll(self) -> int | None:
@@ -126,7 +124,7 @@ class Task:
         finally:
             self._process.kill()
 
-    def checkpoint(self) -> DelayedSubmission:
+    def checkpoint(self) -> "DelayedSubmission":
         """Called by submitit on a machine that is about to be taken away: save, and be queued again."""
         from submitit.helpers import DelayedSubmission
 

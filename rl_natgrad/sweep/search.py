@@ -1,7 +1,5 @@
 """Random and Bayesian search with Optuna: a trial is one job per seed, its value their mean return."""
 
-from __future__ import annotations
-
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import fmean
@@ -33,7 +31,7 @@ NOT_SEARCHED = ("search", "sweep", "runs_dir")
 class Trial:
     """One of Optuna's trials and its jobs.  mark: the last that was reported.  pruned: why, if it was."""
 
-    def __init__(self, asked: optuna.Trial):
+    def __init__(self, asked: "optuna.Trial"):
         self.asked, self.jobs, self.mark, self.pruned = asked, list[Job](), 0, ""
 
     def report(self) -> None:
@@ -66,12 +64,12 @@ class Search:
         self._queue: list[Job] = []
 
     @classmethod
-    def of(cls, command: Multirun) -> Search | None:
+    def of(cls, command: Multirun) -> "Search | None":
         """The search that a command asks for, None where it asks for none. Raises: ConfigError."""
         cfg = command.config
         return cls(command, cfg, cfg.search.trials) if cfg and cfg.search.trials is not None else None
 
-    def open(self, folder: Path) -> Search:
+    def open(self, folder: Path) -> "Search":
         """Starts the study, or goes on with it; logs go to `folder`.
 
         Raises: ConfigError where it was another search, Busy where it is in use; the folder is gone then.
@@ -181,7 +179,7 @@ class Search:
             self._queue.append(job)
         self.ended(trial.jobs[-1])  # where all of it was done before
 
-    def _done(self) -> list[optuna.trial.FrozenTrial]:
+    def _done(self) -> "list[optuna.trial.FrozenTrial]":
         from optuna.trial import TrialState
 
         return self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
@@ -196,7 +194,7 @@ class Search:
         self._study.set_user_attr("search", search)
 
 
-def _distribution(override: Override) -> BaseDistribution:
+def _distribution(override: Override) -> "BaseDistribution":
     """interval → a float (int(interval): a whole number), tag(log,…) on a log scale; all else is a choice."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 

@@ -1,7 +1,5 @@
 """What a person sees of a sweep: a live table on a terminal, a line now and then elsewhere, a table at the end."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Sequence
@@ -30,7 +28,7 @@ class View:
         self._said = self._saved = time.monotonic()
         self._note = ""
 
-    def __enter__(self) -> View:
+    def __enter__(self) -> "View":
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -30,23 +30,16 @@ from rl_natgrad.rollout.normalize import ObservationNormalizer, Unchanged
 from rl_natgrad.rollout.returns import Estimate, estimate_gae, estimate_monte_carlo
 
 ALGORITHMS: dict[str, tuple[Callable[..., Estimate], Callable[..., Any]]] = {
-    "reinforce": (estimate_monte_carlo, PG),
-    "pg": (estimate_gae, PG),
-    "npg": (estimate_gae, npg),
-    "trpo": (estimate_gae, trpo),
-}
+    "reinforce": (estimate_monte_carlo, PG), "pg": (estimate_gae, PG),
+    "npg": (estimate_gae, npg), "trpo": (estimate_gae, trpo),
+}  # fmt: skip
 """How it estimates advantages, and how it learns from them."""
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "momentum": torch.optim.SGD,
-    "nag": partial(torch.optim.SGD, nesterov=True),
-    "adagrad": torch.optim.Adagrad,
-    "adadelta": torch.optim.Adadelta,
-    "rmsprop": torch.optim.RMSprop,
-    "adam": torch.optim.Adam,
-    "radam": torch.optim.RAdam,
-}
+    "sgd": torch.optim.SGD, "momentum": torch.optim.SGD, "nag": partial(torch.optim.SGD, nesterov=True),
+    "adagrad": torch.optim.Adagrad, "adadelta": torch.optim.Adadelta, "rmsprop": torch.optim.RMSprop,
+    "adam": torch.optim.Adam, "radam": torch.optim.RAdam,
+}  # fmt: skip
 SOLVERS: dict[str, Callable[..., Solution]] = {
     "identity": identity, "cg": cg, "cholesky": cholesky, "woodbury": woodbury, "pinv": pinv
 }  # fmt: skip

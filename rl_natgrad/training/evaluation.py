@@ -6,7 +6,7 @@ from contextlib import closing
 import numpy as np
 from numpy.typing import NDArray
 
-from rl_natgrad.config.schema import Config, Env
+from rl_natgrad.config.schema import Config
 from rl_natgrad.envs.checks import Checks
 from rl_natgrad.envs.make import make
 from rl_natgrad.policy.policy import Policy
@@ -22,14 +22,14 @@ Played = dict[str, tuple[NDArray, NDArray]]
 def evaluate(cfg: Config, policy: Policy, episodes: int | None = None, modes: Sequence[str] = MODES) -> Played:
     """`episodes` (those of the config, unless given) episodes in each mode, from the same first states in both.
 
-    Each episode has an environment of its own, so that none is favoured for being short.
-    Raises:  EnvError where an environment misbehaves.
+    Each episode has an environment of its own, so that none is favoured for being short; and no first state
+    depends on how many there are.  Raises:  EnvError where an environment misbehaves.
     """
-    episodes = episodes or cfg.eval.episodes
+    backend = "sync" if cfg.env.backend in ("auto", "native") else cfg.env.backend
+    env, played = cfg.env.model_copy(update={"backend": backend}), {}
     rng, seed = streams(cfg)
-    played = {}
     for mode in modes:
-        with closing(make(scalar(cfg), episodes, seed)) as envs:
+        with closing(make(env, episodes or cfg.eval.episodes, seed)) as envs:
             check = Checks(cfg.env.id, envs.observation_space)
             played[mode] = play(envs, acting(policy, mode, rng), check)
     return played
@@ -46,20 +46,12 @@ def logged(played: Played) -> dict[str, float]:
     """What a run logs of its evaluations."""
     (returns, lengths), (sampled, _) = played["deterministic"], played["stochastic"]
     return {
-        "eval/return": float(returns.mean()),
-        "eval/return_std": float(returns.std()),
-        "eval/length": float(lengths.mean()),
-        "eval/return_stochastic": float(sampled.mean()),
-    }
+        "eval/return": float(returns.mean()), "eval/return_std": float(returns.std()),
+        "eval/length": float(lengths.mean()), "eval/return_stochastic": float(sampled.mean()),
+    }  # fmt: skip
 
 
 def streams(cfg: Config) -> tuple[np.random.Generator, int]:
     """The run's random numbers for sampling actions, and the seed of its evaluation environments."""
     rng = build.generator(cfg.seed, "evaluation")
     return rng, int.from_bytes(rng.bytes(16), "little")  # far from the small numbers that training seeds are
-
-
-def scalar(cfg: Config) -> Env:
-    """cfg.env, of environments whose first episodes do not depend on how many there are."""
-    backend = "sync" if cfg.env.backend in ("auto", "native") else cfg.env.backend
-    return cfg.env.model_copy(update={"backend": backend})

@@ -15,22 +15,16 @@ def of(training: Training) -> State:
 
     The training has begun: environments that were never reset have no state.
     """
+    actions, fisher = training.collector.rng.bit_generator.state, training.fisher_rng.bit_generator.state
     return {
-        "step": training.step,
-        "update": training.update,
-        "not_finite": training.not_finite,
+        "step": training.step, "update": training.update, "not_finite": training.not_finite,
         "returns": list(training.returns),
-        "policy": training.policy.state(),
-        "observe": training.policy.observe.state(),
-        "critic": training.critic.state(),
-        "learner": training.algorithm.learner.state(),
+        "policy": training.policy.state(), "observe": training.policy.observe.state(),
+        "critic": training.critic.state(), "learner": training.algorithm.learner.state(),
         "collector": training.collector.state() if training.envs.restorable else {},
         "envs": training.envs.state() if training.envs.restorable else {},
-        "rng": {
-            "actions": training.collector.rng.bit_generator.state,
-            "fisher": training.fisher_rng.bit_generator.state,
-        },
-    }
+        "rng": {"actions": actions, "fisher": fisher},
+    }  # fmt: skip
 
 
 def load(training: Training, state: State) -> list[int]:
@@ -50,16 +44,13 @@ def load(training: Training, state: State) -> list[int]:
     training.algorithm.learner.load(state["learner"])
     training.collector.rng.bit_generator.state = state["rng"]["actions"]
     training.fisher_rng.bit_generator.state = state["rng"]["fisher"]
-    differed = _restore(training, state) if training.envs.restorable else []
+    differed: list[int] = []
+    if training.envs.restorable:
+        training.collector.load(state["collector"])
+        obs, differed = training.envs.load(state["envs"])
+        training.collector.obs = obs.copy()
     if not differed:
         fit(of(training), state)  # nothing was left out, and nothing more was in it
-    return differed
-
-
-def _restore(training: Training, state: State) -> list[int]:
-    training.collector.load(state["collector"])
-    obs, differed = training.envs.load(state["envs"])
-    training.collector.obs = obs.copy()
     return differed
 
 
