@@ -81,6 +81,7 @@ def run(folder: Path, tests: str) -> tuple[int, str]:
         [sys.executable, "-m", "pytest", "-x", "-n", "0", "-p", "no:cacheprovider", *files],
         cwd=folder, env=env, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
+    assert "NameError" not in done.stdout, "the mutant speaks of what is not there"
     failed = re.findall(r"^FAILED (\S+)", done.stdout, re.M)
     return done.returncode, failed[0] if failed else done.stdout[-2000:] + done.stderr[-2000:]
 
