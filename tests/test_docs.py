@@ -1,0 +1,59 @@
+"""What the texts point to is there, what they tell one to type is accepted, and indexes are complete."""
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+from whole_runs import ROOT
+
+import rl_natgrad
+from rl_natgrad.config import command
+
+FOLDERS = (".", "configs", "results", "rl_natgrad", "scripts")
+PAGES = sorted(page for folder in FOLDERS for page in (ROOT / folder).glob("*.md" if folder == "." else "**/*.md"))
+NOT_YET = {ROOT / "rl_natgrad" / "README.md"}
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def anchors(page: Path) -> set[str]:
+    """The names that its headings have in links, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def index(folder: str) -> str:
+    return (ROOT / folder / "README.md").read_text()
+
+
+@each_page
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists() or target in NOT_YET, link
+        assert not anchor or anchor in anchors(target), link
+
+
+@each_page
+def test_commands_are_accepted(page):
+    text = page.read_text()
+    for line in re.findall(r"^(?: {4})?python -m rl_natgrad\.train (.*)$", text, re.MULTILINE):
+        if "…" not in line:
+            command.parse(shlex.split(line, comments=True))
+    for script in re.findall(r"python (scripts/\w+\.py)", text):
+        assert (ROOT / script).is_file(), script
+
+
+def test_indexes_name_every_page_and_script():
+    assert {path.parent.name for path in (ROOT / "results").glob("*/README.md")} == set(
+        re.findall(r"\]\(([\w-]+)/README\.md\)", index("results")))  # fmt: skip
+    assert {path.name for path in (ROOT / "scripts").glob("*.py")} == set(
+        re.findall(r"^\| \[(\w+\.py)\]", index("scripts"), re.MULTILINE))  # fmt: skip
+
+
+def test_the_version_is_the_same_wherever_it_stands():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    newest = re.findall(r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0]
+    assert project["version"] == rl_natgrad.__version__ == newest
