@@ -64,11 +64,8 @@ def empirical(at: Samples) -> GaussNewton:
 
 def kl_hessian(at: Samples) -> KLHessian:
     """The true Fisher as ∇² E[KL(π_old ‖ π_θ)] at θ_old."""
-
-    def kl(theta: Tensor) -> Tensor:
-        return at.policy.head.kl(at.lin.z, at.policy.forward(theta, at.obs)).mean()
-
-    return KLHessian.of(kl, at.theta)
+    head, z = at.policy.head, at.lin.z
+    return KLHessian.of(lambda theta: head.kl(z, at.policy.forward(theta, at.obs)).mean(), at.theta)
 
 
 @dataclass(frozen=True)

@@ -170,9 +170,6 @@ class Scale(nn.Module):
         return (x if x.is_floating_point() else x.to(torch.get_default_dtype())) / 255
 
 
-# --- parameters that are outputs ------------------------------------------------------------------
-
-
 class WithFree:
     """[f(θ_f, x), φ] with θ = [θ_f, φ]: n outputs that are parameters themselves, such as a Gaussian's log σ."""
 
