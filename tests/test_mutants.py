@@ -28,9 +28,10 @@ MUTANTS = {  # name: (file, what it says, what the mutant says, tests that must 
     "surrogate without a mean": (
         "algos/problem.py", "-(ratio * self.batch.adv).mean()", "-(ratio * self.batch.adv).sum()", "problem"),
     "fisher subset shrinks the gradient": (
-        "algos/problem.py", "return self.lin.vjp(self._at_old[1])",
-        "u = self._at_old[1].clone()\n        if self.rows is not None:\n"
-        "            u[[n for n in range(len(u)) if n not in self.rows]] = 0\n        return self.lin.vjp(u)",
+        "algos/problem.py", "return loss.item(), self.lin.vjp(torch.autograd.grad(loss, z)[0])",
+        "u = torch.autograd.grad(loss, z)[0]\n        if self.rows is not None:\n"
+        "            u[[n for n in range(len(u)) if n not in self.rows]] = 0\n"
+        "        return loss.item(), self.lin.vjp(u)",
         "fisher"),
     "entropy bonus with the wrong sign": (
         "algos/problem.py", "loss = loss - self.entropy_coef", "loss = loss + self.entropy_coef", "problem"),
