@@ -58,17 +58,13 @@ def gauss_newton(at: Samples) -> GaussNewton:
 def empirical(at: Samples) -> GaussNewton:
     """The second moment of the scores of the sampled actions, E[∇log π(a|s) ∇log π(a|s)ᵀ]; see `outer`."""
     z = at.lin.z.detach().requires_grad_()
-    score = torch.autograd.grad(at.policy.head.log_prob(z, at.action).sum(), z)[0]
-    return outer(at.lin, score)
+    return outer(at.lin, torch.autograd.grad(at.policy.head.log_prob(z, at.action).sum(), z)[0])
 
 
 def kl_hessian(at: Samples) -> KLHessian:
     """The true Fisher as ∇² E[KL(π_old ‖ π_θ)] at θ_old."""
-
-    def kl(theta: Tensor) -> Tensor:
-        return at.policy.head.kl(at.lin.z, at.policy.forward(theta, at.obs)).mean()
-
-    return KLHessian.of(kl, at.theta)
+    head, z = at.policy.head, at.lin.z
+    return KLHessian.of(lambda theta: head.kl(z, at.policy.forward(theta, at.obs)).mean(), at.theta)
 
 
 @dataclass(frozen=True)
@@ -122,23 +118,19 @@ class Problem:
 
     @cached_property
     def _at_old(self) -> tuple[float, Tensor]:
-        """loss(θ_old), and ∇_z of it (N, K)."""
+        """loss(θ_old), and its gradient Jᵀ ∇_z loss (P,)."""
         z = self.lin.z.detach().requires_grad_()
         loss = self._loss(z)
-        return loss.item(), torch.autograd.grad(loss, z)[0]
+        return loss.item(), self.lin.vjp(torch.autograd.grad(loss, z)[0])
 
     @property
     def loss_old(self) -> float:
         """loss(θ_old)."""
         return self._at_old[0]
 
-    @cached_property
-    def _grad(self) -> Tensor:
-        return self.lin.vjp(self._at_old[1])
-
     def grad(self) -> Tensor:
-        """∇loss(θ_old) = Jᵀ ∇_z loss (P,)."""
-        return self._grad
+        """∇loss(θ_old) (P,)."""
+        return self._at_old[1]
 
     def entropy(self) -> float:
         """E[H(π_old)], nats."""

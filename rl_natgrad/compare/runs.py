@@ -37,9 +37,7 @@ class Run:
 
 def read_runs(options: Options) -> tuple[list[Run], list[str]]:
     """Every run below the folders that can be compared, and a line about each that is unfinished or left out.
-
-    Raises:  CompareError where nothing is left.
-    """
+    Raises: CompareError where nothing is left."""
     paths = find_runs(options.folders)
     if not paths:
         raise CompareError(f"no runs (folders with a run.json) below {', '.join(map(str, options.folders))}")
@@ -109,9 +107,7 @@ def _flat(config: Mapping, prefix: str = "") -> dict[str, object]:
 
 def comparisons(runs: Sequence[Run], by: Sequence[str]) -> tuple[dict[str, dict[str, list[Run]]], list[str]]:
     """Environment → label of the group → its runs; and what should be said about the groups.
-
-    Raises:  CompareError where environments or versions are mixed without being asked for.
-    """
+    Raises: CompareError where environments or versions are mixed without being asked for."""
     environments = Counter(run.env for run in runs)
     if len(environments) > 1 and not {"env", "env.id"} & set(by):
         counts = ", ".join(f"{env} ({n})" for env, n in sorted(environments.items()))

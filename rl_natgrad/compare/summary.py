@@ -58,9 +58,7 @@ class Comparison:
 
 def compare(env: str, members: Mapping[str, Sequence[Run]], options: Options) -> Comparison:
     """Groups and pairs of one environment on the first axis, over the range that all its runs cover.
-
-    Raises:  CompareError where the runs have no range, or no such axis, in common.
-    """
+    Raises: CompareError where the runs have no range, or no such axis, in common."""
     axis = options.x[0]
     runs = [run for group in members.values() for run in group]
     for wanted in options.x:

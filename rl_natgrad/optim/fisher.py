@@ -1,7 +1,4 @@
-"""Fisher operators F (P, P), as products v ↦ F v.
-
-All average over N samples, and none is damped: damping belongs to the solve.
-"""
+"""Fisher operators F (P, P), as products v ↦ F v: means over N samples, undamped, as damping is the solve's."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

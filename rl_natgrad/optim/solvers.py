@@ -88,12 +88,8 @@ def cg(F: Fisher, b: Tensor, *, damping: float, max_iter: int, tol: float, float
 
 
 def cholesky(F: Fisher, b: Tensor, *, damping: float, max_gib: float) -> Solution:
-    """x by factoring the dense F + λI (P, P), in float64.
-
-    Raises: TooLarge where F would take more than max_gib GiB.
-    """
-    P = b.numel()
-    refuse_too_large("cholesky", 0, P, max_gib)
+    """x by factoring the dense F + λI (P, P), in float64. Raises: TooLarge where F takes over max_gib GiB."""
+    refuse_too_large("cholesky", 0, b.numel(), max_gib)
     if not bool(b.any()):  # then λ is 0 too, and a singular F has no factor
         return Solution(b.clone(), 0, 0.0, True)
     A = F.dense().double()
@@ -133,11 +129,9 @@ def pinv(F: Fisher, b: Tensor, *, rtol: float, max_gib: float) -> Solution:
     """x = F⁺ b, undamped: eigenvalues under rtol · λ_max count as 0.  In float64; for small problems.
 
     Only the undamped natural gradient is invariant under reparametrisation.
-
-    Raises: TooLarge where F would take more than max_gib GiB.
+    Raises: TooLarge where F takes over max_gib GiB.
     """
-    P = b.numel()
-    refuse_too_large("pinv", 0, P, max_gib)
+    refuse_too_large("pinv", 0, b.numel(), max_gib)
     A = F.dense().double()
     if not _finite(A):
         return Solution(torch.zeros_like(b), 0, float("nan"), False)

@@ -21,7 +21,7 @@ from rl_natgrad.policy.policy import Policy
 from rl_natgrad.run.checkpoint import BEST, Checkpoints, fit, read, whole
 from rl_natgrad.run.records import RECORD, read_record
 from rl_natgrad.training import build
-from rl_natgrad.training.evaluation import streams
+from rl_natgrad.training.evaluation import acting, streams
 
 
 class Spaces(NamedTuple):
@@ -51,9 +51,8 @@ class Agent:
         Raises: ValueError where `obs` is not in the environment's observation space.
         """
         rows, single = self._rows(obs)
-        policy = self.policy
-        noise = None if deterministic else policy.noise(self._rng, (len(rows),))
-        action = self._to_env(policy.act_greedily(rows) if noise is None else policy.act(rows, noise))
+        act = acting(self.policy, "deterministic" if deterministic else "stochastic", self._rng)
+        action = self._to_env(act(rows))
         return action[0] if single else action
 
     def _rows(self, obs: Any) -> tuple[NDArray, bool]:

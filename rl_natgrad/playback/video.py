@@ -18,18 +18,14 @@ from rl_natgrad.envs.sync import SyncEnvs
 from rl_natgrad.rollout.play import play
 from rl_natgrad.training.evaluation import streams
 
-EXTRA = 'video=true needs an extra: pip install "rl-natgrad[video]"'
-
 
 def record(cfg: Config, act: Callable[[NDArray], NDArray], file: Path) -> float:
     """Writes the first evaluation episode to `file`, whole or not at all. Returns its return.
-
-    Raises:  EnvSetupError where nothing can be drawn, EnvError, OSError.
-    """
+    Raises: EnvSetupError where nothing can be drawn, EnvError, OSError."""
     try:
         from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
     except ImportError as error:
-        raise EnvSetupError(EXTRA) from error
+        raise EnvSetupError('video=true needs an extra: pip install "rl-natgrad[video]"') from error
     if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
         os.environ.setdefault("MUJOCO_GL", "egl")  # the defaults of MuJoCo and pygame need a display
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")

@@ -150,11 +150,7 @@ class MultiDiscrete:
     def metric(self, z: Tensor) -> Product:
         """M, block by block."""
         products = [c.metric(zd) for c, zd in self._parts(z)]
-
-        def product(v: Tensor) -> Tensor:
-            return torch.cat([m(vd) for m, vd in zip(products, v.split(self.nvec, -1), strict=True)], -1)
-
-        return product
+        return lambda v: torch.cat([m(vd) for m, vd in zip(products, v.split(self.nvec, -1), strict=True)], -1)
 
     def root(self, z: Tensor) -> Tensor:
         """B, block by block."""
@@ -175,8 +171,7 @@ class MultiDiscrete:
 
     def mode(self, z: NDArray) -> NDArray:
         """Each part's argmax of z."""
-        ends = np.cumsum(self.nvec)[:-1]
-        return np.stack([zd.argmax(-1) for zd in np.split(z, ends, axis=-1)], axis=-1)
+        return np.stack([zd.argmax(-1) for zd in np.split(z, np.cumsum(self.nvec)[:-1], axis=-1)], axis=-1)
 
 
 @dataclass
@@ -246,8 +241,7 @@ class DiagGaussian:
 
     def entropy(self, z: Tensor) -> Tensor:
         """Σ log σ + ½ log 2πe."""
-        log_sigma = z[..., self.n :]
-        return (log_sigma + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+        return (z[..., self.n :] + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
     def kl(self, z: Tensor, z_new: Tensor) -> Tensor:
         """Σ log σ_new/σ + ½((σ² + (μ − μ_new)²)/σ_new² − 1)."""

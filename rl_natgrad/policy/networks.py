@@ -76,10 +76,8 @@ class AutogradLinearization:
 
 
 class ModuleNetwork:
-    """Any torch module that treats samples independently (no batch norm), as a function of flat parameters.
-
-    Its last layer is linear, with a bias.
-    """
+    """Any torch module that treats samples independently (no batch norm) and whose last layer is linear, with a
+    bias, as a function of flat parameters."""
 
     def __init__(self, module: nn.Module, initialize: Callable[[nn.Module, torch.Generator], None]):
         self.module, self._initialize = module, initialize
@@ -168,9 +166,6 @@ class Scale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x / 255."""
         return (x if x.is_floating_point() else x.to(torch.get_default_dtype())) / 255
-
-
-# --- parameters that are outputs ------------------------------------------------------------------
 
 
 class WithFree:

@@ -77,10 +77,7 @@ class Policy:
 
 
 def head_for(space: spaces.Space) -> Head:
-    """The distribution over an action space.
-
-    Raises: ValueError for a space that is none of Discrete, MultiDiscrete, MultiBinary, Box.
-    """
+    """The distribution over an action space. Raises: ValueError for one of a kind that is not listed here."""
     match space:
         case spaces.Discrete():
             return Categorical(int(space.n))

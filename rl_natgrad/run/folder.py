@@ -62,9 +62,7 @@ class RunRecord:
     @classmethod
     def resume(cls, path: Path, *, command: str, **changed: Any) -> "RunRecord":
         """The record in folder `path`, running again: its start is kept, `changed` keys are replaced.
-
-        Raises:  OSError where run.json cannot be read, ValueError where it is no record.
-        """
+        Raises: OSError where run.json cannot be read, ValueError where it is no record."""
         data = read_record(path)
         again = {"start": _now(), "command": command, "after": data.get("outcome")}
         record = cls(path, data)

@@ -58,11 +58,9 @@ class Cluster:
                 raise ConfigError(f"{key}: {error}") from None
         tree.name = given.get("hydra.launcher.name", "rl_natgrad")  # the plugin's default asks Hydra
         shared = {field for field in OmegaConf.structured(BaseQueueConf) if field not in FIXED}
-        cluster = CLUSTERS[name]
         values: Any = OmegaConf.to_container(tree)
-        return cls(cluster, {
-            field if field in shared else f"{cluster}_{field}": values[field] for field in known
-        })  # fmt: skip
+        theirs = {field: field if field in shared else f"{CLUSTERS[name]}_{field}" for field in known}
+        return cls(CLUSTERS[name], {theirs[field]: values[field] for field in known})
 
     def start(self, words: list[str], log: Path) -> "Submitted":
         """Submits a training of these words, whose output goes to `log`."""

@@ -56,10 +56,7 @@ class Job:
             self.row |= newest_row(self.run)
 
     def end(self, code: int, asked: Outcome | None = None) -> None:
-        """Reads how it ended.
-
-        Args:  code: of its process, -n for signal n.  asked: what it counts as because the sweep ended it.
-        """
+        """Reads how it ended.  code: of its process, -n for signal n.  asked: what it is if the sweep ended it."""
         self.look()
         said = _said(self.run)
         outcome = said.get("outcome")

@@ -107,10 +107,7 @@ def build_critic(cfg: Config, obs_space: spaces.Box) -> Critic | NoCritic:
 
 
 def build_algorithm(cfg: Config, policy: Policy) -> Algorithm:
-    """The algorithm with its settings.
-
-    Raises: ConfigError where its solver would need a matrix larger than solver.max_gib.
-    """
+    """The algorithm with its settings. Raises: ConfigError where its solver needs a matrix over solver.max_gib."""
     estimate, learn = ALGORITHMS[cfg.algo.name]
     options = cfg.algo.model_dump(exclude={"name", "normalize_adv"})
     estimate = partial(estimate, **{key: options.pop(key) for key in ("gamma", "lam") if key in options})
