@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rl_natgrad.config.refusals import did_you_mean, listing, nearest, show
-from rl_natgrad.config.schema import MODELS, Config, Section, models
+from rl_natgrad.config.schema import MODELS, Config
 
 
 def keys(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -63,11 +63,11 @@ def explain(error: Any) -> str:
         name = value.get("name") if isinstance(value, dict) else value
         return f"{path[0]}.name must be {listing(MODELS[path[0]], 'or')}, got {show(name)}"
     key = field = path[0]
-    model: type[Section] = Config
+    model: Any = Config
     if len(path) > 1:
-        choices = models(key)
-        tag, field = path[1:3] if len(path) > 2 and path[1] in choices else (next(iter(choices)), path[1])
-        key, model = f"{key}.{field}", choices[tag]
+        models = MODELS.get(key, {"": Config.model_fields[key].annotation})
+        tag, field = path[1:3] if len(path) > 2 and path[1] in models else (next(iter(models)), path[1])
+        key, model = f"{key}.{field}", models[tag]
     if kind == "missing":
         return f"{key} is missing"
     if kind == "extra_forbidden":

@@ -1,9 +1,9 @@
 """The schema of everything configs/ may say: each key, its type and its range. Values live in YAML alone."""
 
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Union
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, GetPydanticSchema, JsonValue, create_model, model_validator
 
 MAX_BATCH = 10_000_000  # samples per update; above it a slip of the keyboard is likelier than so much memory
 MAX_WEIGHTS = 100_000_000  # between hidden layers; a network of more takes gigabytes before it does anything
@@ -36,11 +36,31 @@ EnvId = Annotated[str, Field(pattern=r"^([\w.]+:)?([\w-]+/)?\w[\w.-]*$",
 
 class Section(BaseModel):
     """Keys that belong together: all of them, no others, each of its very type; nothing changes them."""
+    model_config = {"extra": "forbid", "strict": True, "frozen": True, "allow_inf_nan": False}
+
+
+class Choice(Section):
+    """A group, of which a file is chosen by its name."""
     groups: ClassVar[tuple[str, ...]] = ()  # of DEPENDENT, those that an algorithm has
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    name: str
 
 
-class Reinforce(Section):
+def _choices(table: dict[str, dict[str, Any]]) -> dict[str, type[Choice]]:
+    """A model for each name, with the name and the keys that the table gives it."""
+    found = {}
+    for name, kinds in table.items():
+        keys: dict[str, Any] = {key: (kind, ...) for key, kind in kinds.items()}
+        found[name] = create_model(name, __base__=Choice, **{"name": (Literal[name], ...), **keys})
+    return found
+
+
+def _one_of(models: dict[str, type[Choice]]) -> GetPydanticSchema:
+    """Any of these models, told apart by their names."""
+    union: Any = Annotated[Union[tuple(models.values())], Field(discriminator="name")]  # noqa: UP007
+    return GetPydanticSchema(lambda _, handler: handler.generate_schema(union))
+
+
+class Reinforce(Choice):
     """Monte Carlo returns, a first-order optimizer, no critic."""
     groups = ("optimizer",)
     name: Literal["reinforce"]
@@ -49,7 +69,7 @@ class Reinforce(Section):
     entropy_coef: NonNegative
 
 
-class Pg(Section):
+class Pg(Choice):
     """Policy gradient with generalised advantages and a first-order optimizer."""
     groups = ("optimizer", "critic")
     name: Literal["pg"]
@@ -59,7 +79,7 @@ class Pg(Section):
     entropy_coef: NonNegative
 
 
-class Npg(Section):
+class Npg(Choice):
     """Natural policy gradient: a step along F⁻¹g of KL radius `delta`, or of fixed rate `lr`."""
     groups = ("solver", "fisher", "critic")
     name: Literal["npg"]
@@ -70,7 +90,7 @@ class Npg(Section):
     normalize_adv: bool
 
 
-class Trpo(Section):
+class Trpo(Choice):
     """NPG's step with a line search that keeps KL ≤ delta."""
     groups = ("solver", "fisher", "critic")
     name: Literal["trpo"]
@@ -82,113 +102,49 @@ class Trpo(Section):
     normalize_adv: bool
 
 
-class Sgd(Section):
-    """Plain gradient steps."""
-    name: Literal["sgd"]
-    lr: Positive
+ADAM = {"lr": Positive, "betas": Betas, "eps": Positive}
+OPTIMIZERS = _choices({
+    "sgd": {"lr": Positive},
+    "momentum": {"lr": Positive, "momentum": Decay},
+    "nag": {"lr": Positive, "momentum": Inside},  # torch refuses Nesterov without momentum
+    "adagrad": {"lr": Positive, "eps": Positive},
+    "adadelta": {"lr": Positive, "rho": Decay, "eps": Positive},
+    "rmsprop": {"lr": Positive, "alpha": Decay, "momentum": Decay, "eps": Positive},
+    "adam": ADAM,
+    "radam": ADAM,
+})
+SOLVERS = _choices({
+    "identity": {},
+    "cg": {"damping": NonNegative, "max_iter": Count, "tol": NonNegative, "float64": bool},
+    "cholesky": {"damping": NonNegative, "max_gib": Positive},
+    "woodbury": {"damping": Positive, "max_gib": Positive},  # without damping its matrix is singular
+    "pinv": {"rtol": Inside, "max_gib": Positive},
+})
+LAYERS = {"hidden": Sizes, "activation": Activation}
+CRITICS = _choices({
+    "adam": {**LAYERS, "lr": Positive, "epochs": Count, "minibatch": Count},
+    "lbfgs": {**LAYERS, "max_iter": Count, "history": Count},
+    "trust_region": {**LAYERS, "delta": Positive | None, "damping": NonNegative, "max_iter": Count,
+                     "steps": Count},
+    "none": {},
+})
 
 
-class Momentum(Section):
-    """Heavy-ball momentum."""
-    name: Literal["momentum"]
-    lr: Positive
-    momentum: Decay
-
-
-class Nag(Section):
-    """Nesterov's accelerated gradient."""
-    name: Literal["nag"]
-    lr: Positive
-    momentum: Inside  # torch refuses Nesterov without momentum
-
-
-class Adagrad(Section):
-    """Steps scaled by all squared gradients so far."""
-    name: Literal["adagrad"]
-    lr: Positive
-    eps: Positive
-
-
-class Adadelta(Section):
-    """Steps scaled by running means of squared gradients and of squared steps."""
-    name: Literal["adadelta"]
-    lr: Positive
-    rho: Decay
-    eps: Positive
-
-
-class Rmsprop(Section):
-    """Steps scaled by a running mean of squared gradients."""
-    name: Literal["rmsprop"]
-    lr: Positive
-    alpha: Decay
-    momentum: Decay
-    eps: Positive
-
-
-class Adam(Section):
-    """Momentum and RMSprop, corrected for their start; `radam` rectifies the first steps."""
-    name: Literal["adam", "radam"]
-    lr: Positive
-    betas: Betas
-    eps: Positive
-
-
-class Identity(Section):
-    """The plain gradient as direction."""
-    name: Literal["identity"]
-
-
-class Cg(Section):
-    """Conjugate gradient on Fisher-vector products."""
-    name: Literal["cg"]
-    damping: NonNegative
-    max_iter: Count
-    tol: NonNegative
-    float64: bool
-
-
-class Cholesky(Section):
-    """An exact solve with the dense (P, P) Fisher."""
-    name: Literal["cholesky"]
-    damping: NonNegative
-    max_gib: Positive
-
-
-class Woodbury(Section):
-    """An exact solve in the sample space, (M, M)."""
-    name: Literal["woodbury"]
-    damping: Positive  # its matrix is singular without
-    max_gib: Positive
-
-
-class Pinv(Section):
-    """The undamped pseudo-inverse of the dense Fisher."""
-    name: Literal["pinv"]
-    rtol: Inside
-    max_gib: Positive
-
-
-class Fisher(Section):
+class Fisher(Choice):
     """Which Fisher matrix, from what share of the batch."""
     name: Literal["gauss_newton", "kl_hessian", "empirical"]
     fraction: Fraction
 
 
-class Layers(Section):
-    """A network of dense layers."""
-    name: str
-    hidden: Sizes
-    activation: Activation
-
-
-class Mlp(Layers):
+class Mlp(Choice):
     """A policy of dense layers."""
     name: Literal["mlp"]
+    hidden: Sizes
+    activation: Activation
     log_std: LogStd
 
 
-class Cnn(Section):
+class Cnn(Choice):
     """A policy of convolutions and one dense layer, for images."""
     name: Literal["cnn"]
     channels: Sizes
@@ -203,35 +159,6 @@ class Cnn(Section):
         if not len(self.channels) == len(self.kernels) == len(self.strides) > 0:
             raise ValueError("policy.channels, policy.kernels and policy.strides need one entry per layer")
         return self
-
-
-class CriticAdam(Layers):
-    """Fitted by Adam on minibatches."""
-    name: Literal["adam"]
-    lr: Positive
-    epochs: Count
-    minibatch: Count
-
-
-class CriticLbfgs(Layers):
-    """Fitted by L-BFGS on the whole batch."""
-    name: Literal["lbfgs"]
-    max_iter: Count
-    history: Count
-
-
-class CriticTrustRegion(Layers):
-    """Fitted by Gauss–Newton steps within a trust region."""
-    name: Literal["trust_region"]
-    delta: Positive | None
-    damping: NonNegative
-    max_iter: Count
-    steps: Count
-
-
-class NoCritic(Section):
-    """V = 0."""
-    name: Literal["none"]
 
 
 class Env(Section):
@@ -285,11 +212,10 @@ class Config(Section):
     runs_dir: Text
     resume: Text | None
     algo: Reinforce | Pg | Npg | Trpo = Field(discriminator="name")
-    optimizer: Sgd | Momentum | Nag | Adagrad | Adadelta | Rmsprop | Adam | None = Field(
-        None, discriminator="name")
-    solver: Identity | Cg | Cholesky | Woodbury | Pinv | None = Field(None, discriminator="name")
+    optimizer: Annotated[Choice, _one_of(OPTIMIZERS)] | None = None
+    solver: Annotated[Choice, _one_of(SOLVERS)] | None = None
     fisher: Fisher | None = None
-    critic: CriticAdam | CriticLbfgs | CriticTrustRegion | NoCritic | None = Field(None, discriminator="name")
+    critic: Annotated[Choice, _one_of(CRITICS)] | None = None
     policy: Mlp | Cnn = Field(discriminator="name")
     env: Env
     eval: Eval
@@ -309,7 +235,7 @@ class Config(Section):
             if (getattr(self, group) is None) == (group in self.algo.groups):
                 verb = "needs" if group in self.algo.groups else "has no"
                 raise ValueError(f"algo={self.algo.name} {verb} {group}")
-        if isinstance(self.solver, Woodbury) and self.fisher and self.fisher.name == "kl_hessian":
+        if self.solver and self.solver.name == "woodbury" and self.fisher and self.fisher.name == "kl_hessian":
             raise ValueError("solver=woodbury needs a Fisher with rows: fisher must be gauss_newton or empirical, "
                              "got kl_hessian")
         if not 2 <= self.num_envs * self.horizon <= MAX_BATCH:
@@ -326,19 +252,18 @@ class Config(Section):
         return self
 
 
-def _weights(part: Section | None) -> int:
+def _weights(part: Choice | None) -> int:
     """Weights between the hidden layers of a network: those that need no environment to be known."""
     if isinstance(part, Cnn):
         return sum(a * b * k * k for (a, b), k in zip(pairwise(part.channels), part.kernels[1:], strict=True))
-    return sum(a * b for a, b in pairwise(part.hidden)) if isinstance(part, Layers) else 0
+    return sum(a * b for a, b in pairwise(part.model_dump().get("hidden", ()))) if part else 0
 
 
-def models(section: str) -> dict[str, type[Section]]:
-    """The model of each choice of a group, by name; of a section without choices its model, by ""."""
-    annotation = Config.model_fields[section].annotation
-    found = [model for model in get_args(annotation) or (annotation,) if model is not type(None)]
-    named = [(model.model_fields.get("name"), model) for model in found]
-    return {name: model for field, model in named for name in (get_args(field.annotation) if field else ("",))}
-
-
-MODELS = {group: models(group) for group in ("algo", "policy", *DEPENDENT)}
+MODELS: dict[str, dict[str, type[Choice]]] = {
+    "algo": {"reinforce": Reinforce, "pg": Pg, "npg": Npg, "trpo": Trpo},
+    "policy": {"mlp": Mlp, "cnn": Cnn},
+    "optimizer": OPTIMIZERS,
+    "solver": SOLVERS,
+    "fisher": dict.fromkeys(("gauss_newton", "kl_hessian", "empirical"), Fisher),
+    "critic": CRITICS,
+}
