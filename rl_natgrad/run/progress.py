@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from rl_natgrad.run.files import naming
+
 LINE_SECONDS, LINE_SHARE = 10.0, 0.1  # off a terminal: a line after so many seconds or this share of the run
 REFRESH_SECONDS = 0.1  # on a terminal; nothing runs between updates, so no thread disturbs training
 
@@ -123,7 +125,8 @@ class Progress:
         return "  ".join(parts)
 
     def _say(self, line: str) -> None:
-        print(line, file=self._stream, flush=True)
+        with naming(Path("standard output")):
+            print(line, file=self._stream, flush=True)
 
 
 def _bar(stream: TextIO, total: int):
