@@ -17,6 +17,7 @@ def _whole(value: Any) -> Any:
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1), BeforeValidator(_whole)]
 Natural = Annotated[int, Field(ge=0, le=10**12), BeforeValidator(_whole)]
 Count = Annotated[int, Field(ge=1, le=10**12), BeforeValidator(_whole)]
+Tries = Annotated[int, Field(ge=0, le=1000), BeforeValidator(_whole)]  # 0.99**1000 of a step is no step
 Size = Annotated[int, Field(ge=1, le=65_536), BeforeValidator(_whole)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -95,7 +96,7 @@ class Trpo(Choice):
     groups = ("solver", "fisher", "critic")
     name: Literal["trpo"]
     delta: Positive
-    max_backtracks: Natural
+    max_backtracks: Tries
     shrink: Inside
     gamma: Unit
     lam: Unit

@@ -54,7 +54,8 @@ class EventFile:
 
     def close(self) -> None:
         """Closes the file. Raises: OSError where the disk is full."""
-        self._file.close()
+        with naming(self.path):
+            self._file.close()
 
     def _write(self, event: Event) -> None:
         with naming(self.path):

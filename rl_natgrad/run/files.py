@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     A rename is atomic only within a folder, and lasting only once the folder itself is on disk: a temporary
     sibling is written and synced, renamed over `path`, and then the folder is synced.
 
-    Raises:  OSError with errno and path; the sibling is removed, the old file untouched.
+    Raises:  OSError with errno and path; the sibling is removed where that can be, the old file untouched.
     """
     sibling = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with naming(path):
@@ -44,7 +44,8 @@ def write_atomically(path: Path, data: bytes) -> None:
             pause()
             os.replace(sibling, path)
         except BaseException:
-            sibling.unlink(missing_ok=True)
+            with suppress(OSError):  # a disk that takes nothing gives nothing back; the next resume removes it
+                sibling.unlink(missing_ok=True)
             raise
         pause()
         sync_folder(path.parent)
@@ -65,7 +66,8 @@ def write_json(path: Path, content: Any) -> None:
 def sync_folder(path: Path) -> None:
     """The names in folder `path` (created, renamed or removed files) are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with naming(path):
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

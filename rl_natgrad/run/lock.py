@@ -1,9 +1,9 @@
 """One process at a time writes to a run folder."""
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from rl_natgrad.run.files import naming
@@ -15,7 +15,7 @@ class Busy(ValueError):
     """A run that another process is training."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def hold(run: Path) -> Iterator[None]:
     """The run is this process's until the end of the block, or of the process, however it ends.
 
@@ -33,4 +33,5 @@ def hold(run: Path) -> Iterator[None]:
             os.write(file, f"{os.getpid()}\n".encode())
         yield
     finally:
-        os.close(file)
+        with contextlib.suppress(OSError):  # the lock goes with the number, which is free even so
+            os.close(file)

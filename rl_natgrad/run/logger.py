@@ -65,8 +65,13 @@ class Logger:
             self._events.summary(summary)
 
     def close(self, outcome: str | None = None) -> None:
-        """The files are closed; HPARAMS says how the run ended when `outcome` is given."""
-        with contextlib.ExitStack() as stack:  # all of it, whatever of it fails on a full disk
+        """The files are closed, once; HPARAMS says how the run ended when `outcome` is given.
+
+        Raises:  OSError with errno and path; the files are closed all the same.
+        """
+        if self._file.closed:  # by a close that met a full disk
+            return
+        with naming(self._metrics), contextlib.ExitStack() as stack:  # all of it, whatever of it fails
             stack.callback(self._events.close)
             stack.callback(self._file.close)
             if outcome is not None:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from rl_natgrad.run.files import naming
+
 LINE_SECONDS, LINE_SHARE = 10.0, 0.1  # off a terminal: a line after so many seconds or this share of the run
 REFRESH_SECONDS = 0.1  # on a terminal; nothing runs between updates, so no thread disturbs training
 
@@ -49,7 +51,7 @@ class Progress:
         place = f"{device}, {threads} thread{'s' if threads != 1 else ''}"
         self._say(f"{config['algo']['name']} · {config['env']['id']} · {size} · seed {config['seed']} · {place}")
         if note:
-            self._say(f"note    {note}")
+            self.note(note)
 
     def update(self, step: int, row: Mapping) -> None:
         """The bar moves to `step`; off a terminal a line is printed when one is due."""
@@ -70,13 +72,22 @@ class Progress:
             self._say(self._text(step, row, now))
             self._last_time, self._last_step = now, step
 
+    def note(self, text: str) -> None:
+        """Says something that a person should know, above the bar where there is one."""
+        if self._bar is None:
+            self._say(f"note    {text}")
+        else:
+            self._bar.console.print(f"note    {text}", markup=False, highlight=False)
+
     def done(
         self, path: Path, runs_dir: Path, step: int, *, outcome: str = "finished",
         train_return: float | None = None, eval_returns: tuple[float, float, int] | None = None,
+        not_finite: int = 0,
     ) -> None:  # fmt: skip
         """How it ended, how to watch and how to play.
 
         train_return: mean of the last 100 episodes.  eval_returns: mean, standard deviation, episodes.
+        not_finite: updates that took no step because their maths was not.
         """
         self.close()
         parts = [f"{step:,} steps in {duration(time.monotonic() - self._start)}"]
@@ -84,6 +95,8 @@ class Progress:
         if eval_returns is not None:
             mean, std, episodes = eval_returns
             parts.append(f"evaluation {number(mean)} ± {number(std)} ({episodes} episodes)")
+        if not_finite:
+            parts.append(f"{not_finite:,} update{'s' if not_finite != 1 else ''} not finite")
         self._say(f"{'done' if outcome == 'finished' else outcome:<7} {' · '.join(parts)}")
         self._say(f"watch   tensorboard --logdir {runs_dir}")
         self._say(f"play    python -m rl_natgrad.evaluate run={path}")
@@ -110,7 +123,8 @@ class Progress:
         return "  ".join(parts)
 
     def _say(self, line: str) -> None:
-        print(line, file=self._stream, flush=True)
+        with naming(Path("standard output")):
+            print(line, file=self._stream, flush=True)
 
 
 def _bar(stream: TextIO, total: int):

@@ -53,7 +53,8 @@ def read_rows(path: str | Path) -> list[dict]:
     """
     file = Path(path) / METRICS
     try:
-        lines = file.read_bytes().split(b"\n")
+        with naming(file):
+            lines = file.read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
     rows = []

@@ -73,6 +73,7 @@ class Loop:
         # The final evaluation of a finished run is a point at this very step, so that step is written again.
         self.logger = Logger(self.path, purge_step=None if kept is None else max(training.step, 1))
         self.logger.again([row for row in kept or () if row["step"] >= training.step])
+        self._not_finite = sum("policy/not_finite" in row for row in kept or ())
         self.progress = Progress(self.cfg.total_steps, first_step=training.step)
         self._start = time.perf_counter()
 
@@ -133,6 +134,13 @@ class Loop:
         row = row | {"time/elapsed": elapsed, "time/steps_per_second": training.step / elapsed}
         self.logger.write(row, training.step, training.update)
         self.progress.update(training.step, row)
+        if "policy/not_finite" in row:
+            self._not_finite += 1
+            if self._not_finite == 1:
+                self.progress.note(
+                    f"update {training.update} took no step: its loss, KL, gradient or Fisher product was not "
+                    "finite (policy/not_finite; null in metrics.jsonl)"
+                )
 
     def _save(self) -> None:
         self.checkpoints.save(self._state(), self.training.update)
@@ -169,7 +177,7 @@ class Loop:
         self.record.finish(outcome)
         self.progress.done(
             self.path, self._runs_dir, self.training.step, outcome=outcome,
-            train_return=self.training.train_return, eval_returns=returns,
+            train_return=self.training.train_return, eval_returns=returns, not_finite=self._not_finite,
         )  # fmt: skip
 
     def _failed(self, error: BaseException) -> None:
