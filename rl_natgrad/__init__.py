@@ -1,6 +1,6 @@
 """Policy gradients with a real trust region: PG, NPG and TRPO around one KL-constrained step."""
 
-__version__ = "0.1.0"
+from rl_natgrad.version import __version__ as __version__
 
 
 def load(run, *, checkpoint="last", allow_import=False):

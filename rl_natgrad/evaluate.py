@@ -1,7 +1,5 @@
 """python -m rl_natgrad.evaluate: a trained run, played again."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass

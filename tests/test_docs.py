@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -53,7 +52,6 @@ def test_indexes_name_every_page_and_script():
         re.findall(r"^\| \[(\w+\.py)\]", index("scripts"), re.MULTILINE))  # fmt: skip
 
 
-def test_the_version_is_the_same_wherever_it_stands():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+def test_the_newest_version_of_the_changelog_is_the_packages():
     newest = re.findall(r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0]
-    assert project["version"] == rl_natgrad.__version__ == newest
+    assert rl_natgrad.__version__ == newest

@@ -22,11 +22,14 @@ MUTANTS = {
     "kl direction swapped": ("algos/problem.py", "kl(self.lin.z, z)", "kl(z, self.lin.z)", "steps"),
     "surrogate without a mean": ("algos/problem.py", "batch.adv).mean()", "batch.adv).sum()", "problem"),
     "search accepts 1.5 δ": ("optim/steps.py", "kl <= delta", "kl <= 1.5 * delta", "steps"),
-    "search ignores the surrogate": ("optim/steps.py", "trial_loss < loss", "True", "steps"),
-    "failed search keeps its last trial": ("optim/steps.py backtrack", "Step(theta,", "Step(trial,", "steps"),
-    "npg has trpo's accept test": ("optim/steps.py", "if is_finite(", "if trial_loss < loss and (", "steps"),
+    "search ignores the surrogate": ("optim/steps.py", "loss < problem.loss_old", "True", "steps"),
+    "failed search keeps its last trial": (
+        "optim/steps.py", "return stay(problem, max_backtracks + 1, finite)",
+        "return Step(trial, loss, kl, 0.0, max_backtracks + 1, False, finite)", "steps"),
+    "npg has trpo's accept test": (
+        "optim/steps.py arrive", "if is_finite(", "if loss < problem.loss_old and is_finite(", "steps"),
     "radius off by √2": ("optim/steps.py", "2 * delta / dFd", "delta / dFd", "steps"),
-    "radius of the damped fisher": ("optim/steps.py", "float(d @", "float(0.1 * d @ d + d @", "steps"),
+    "radius of the damped fisher": ("optim/steps.py", "float(d.x @", "float(0.1 * d.x @ d.x + d.x @", "steps"),
     # Fisher and solvers
     "fisher without 1/N": ("optim/fisher.py", "(Jv) / len(Jv)", "(Jv)", "fisher"),
     "fisher without its metric": ("optim/fisher.py", "self.metric(Jv)", "Jv", "fisher"),

@@ -1,7 +1,5 @@
 """The command line of compare: folders and key=value options, checked before anything is read."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 

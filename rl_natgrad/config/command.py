@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import yaml
 
-from rl_natgrad import __version__
 from rl_natgrad.config import compose
 from rl_natgrad.config.experiment import unfold
 from rl_natgrad.config.explain import keys
@@ -20,6 +19,7 @@ from rl_natgrad.config.overrides import corners, expand, is_launcher, line, read
 from rl_natgrad.config.refusals import ConfigError, did_you_mean, listing, show
 from rl_natgrad.config.schema import Config
 from rl_natgrad.run.errors import say
+from rl_natgrad.version import __version__
 
 SHORT = {"-m": "--multirun", "-c": "--cfg", "-p": "--package", "-h": "--help"}
 FLAGS = (*SHORT.values(), "--version")

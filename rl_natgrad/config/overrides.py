@@ -93,7 +93,7 @@ def _at(end: str, override: Override) -> str:
     low, high = value.start, value.end
     if low is None or high is None or not low < high or ("log" in value.tags and low <= 0):
         raise ConfigError(f"{line(override)}: an interval needs low < high, and tag(log,…) needs low > 0")
-    return f"{override.key_or_group}={getattr(value, end)}"
+    return f"{override.key_or_group}={low if end == 'start' else high}"
 
 
 def _values(override: Override, choices: dict[str, list[str]]) -> Iterator[str]:

@@ -233,7 +233,7 @@ class Config(Section):
     def consistent(self) -> "Config":
         """Checks what no key shows by itself."""
         for group in DEPENDENT:
-            if (getattr(self, group) is None) == (group in self.algo.groups):
+            if (dict(self)[group] is None) == (group in self.algo.groups):
                 verb = "needs" if group in self.algo.groups else "has no"
                 raise ValueError(f"algo={self.algo.name} {verb} {group}")
         if self.solver and self.solver.name == "woodbury" and self.fisher and self.fisher.name == "kl_hessian":

@@ -10,7 +10,6 @@ from gymnasium import spaces
 from gymnasium.vector.utils import batch_space, iterate
 from numpy.typing import NDArray
 
-from rl_natgrad import __version__
 from rl_natgrad.config import compose
 from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.config.schema import Config
@@ -22,6 +21,7 @@ from rl_natgrad.run.checkpoint import BEST, Checkpoints, fit, read, whole
 from rl_natgrad.run.records import RECORD, read_record
 from rl_natgrad.training import build
 from rl_natgrad.training.evaluation import acting, streams
+from rl_natgrad.version import __version__
 
 
 class Spaces(NamedTuple):

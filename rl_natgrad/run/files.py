@@ -1,7 +1,5 @@
 """Writes that survive a crash, and errors that name their file."""
 
-from __future__ import annotations
-
 import json
 import os
 import time

@@ -6,9 +6,9 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-import rl_natgrad
+from rl_natgrad.version import __version__
 
-PACKAGE = Path(rl_natgrad.__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 LIBRARIES = (
     "torch", "gymnasium", "numpy", "hydra-core", "pydantic", "safetensors", "tensorboard",
     "mujoco", "box2d-py", "box2d", "ale-py", "envpool",
@@ -39,7 +39,7 @@ def git_state(package: Path = PACKAGE) -> dict | None:
 
 def versions() -> dict[str, str]:
     """Version of Python, of this package and of each installed library that can change a number."""
-    found = {"python": platform.python_version(), "rl_natgrad": rl_natgrad.__version__}
+    found = {"python": platform.python_version(), "rl_natgrad": __version__}
     for name in LIBRARIES:
         try:
             found[name.removesuffix("-core")] = metadata.version(name)

@@ -1,7 +1,5 @@
 """Reading what runs left behind, also while they are being written."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterable

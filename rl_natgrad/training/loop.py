@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from rl_natgrad import __version__
 from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.config.schema import Config
 from rl_natgrad.envs.errors import EnvError, EnvSetupError
@@ -21,6 +20,7 @@ from rl_natgrad.run.progress import Progress
 from rl_natgrad.run.signals import Stop, Stopped
 from rl_natgrad.training import state
 from rl_natgrad.training.iteration import NotFinite, Training
+from rl_natgrad.version import __version__
 
 GPU_PAYS = 20_000
 """Parameters: policy and critic of 5,500 each took an H200 68 ms an update and one CPU thread 44, of 72,000 they

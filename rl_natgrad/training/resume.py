@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from rl_natgrad import __version__
 from rl_natgrad.config import compose
 from rl_natgrad.config.overrides import read
 from rl_natgrad.config.refusals import ConfigError
@@ -23,6 +22,7 @@ from rl_natgrad.run.signals import Stop
 from rl_natgrad.training import state
 from rl_natgrad.training.iteration import Training
 from rl_natgrad.training.loop import Loop
+from rl_natgrad.version import __version__
 
 RESUMABLE = {
     "total_steps", "device", "eval.every", "eval.episodes", "checkpoint.every", "checkpoint.keep",
