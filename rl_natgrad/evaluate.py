@@ -75,7 +75,7 @@ def parse(argv: Sequence[str]) -> Options:
     return Options(**given)
 
 
-def play(agent: Agent, asked: Options) -> None:
+def play(agent: "Agent", asked: Options) -> None:
     """Plays and prints; nothing that is printed depends on a clock."""
     from rl_natgrad.training.build import use_threads
     from rl_natgrad.training.evaluation import evaluate
@@ -91,7 +91,7 @@ def play(agent: Agent, asked: Options) -> None:
         print(line)
 
 
-def table(played: Played) -> list[str]:
+def table(played: "Played") -> list[str]:
     """The return of each episode, and what they come to; float() reads the numbers back bit for bit."""
     modes = list(played)
     columns = [[repr(float(value)) for value in played[mode][0]] for mode in modes]
@@ -104,7 +104,7 @@ def table(played: Played) -> list[str]:
     return lines
 
 
-def _film(agent: Agent, run: Path, mode: str) -> str:
+def _film(agent: "Agent", run: Path, mode: str) -> str:
     """Films one episode; the line that says where."""
     from rl_natgrad.playback import video
     from rl_natgrad.training.evaluation import acting, streams

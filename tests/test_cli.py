@@ -319,7 +319,7 @@ def test_help_examples_are_accepted():
 def test_help_and_version_exit_0(option, part, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
-        cli.command([option])
+        cli.parse_or_exit([option])
     out, err = capsys.readouterr()
     assert not stopped.value.code and part in out and err == ""
     assert list(tmp_path.iterdir()) == []
@@ -333,10 +333,10 @@ def test_help_is_readable_in_ascii():
 def test_nothing_heavy_is_imported():
     code = """
 import sys
-from rl_natgrad.config.command import command
+from rl_natgrad.config.command import parse_or_exit
 for words in (["--help"], ["algo=npg"], ["-m", "seed=1,2"], ["algo.max_kl=1"]):
     try:
-        command(words)
+        parse_or_exit(words)
     except SystemExit:
         pass
     print(words, sorted({"torch", "gymnasium", "numpy", "matplotlib"} & {*sys.modules}))
