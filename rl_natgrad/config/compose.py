@@ -106,13 +106,12 @@ def _compose(**files: str) -> dict[str, Any]:
 def _fitting(tree: dict[str, Any]) -> dict[str, Any]:
     """An environment's file may set keys of several algorithms; those that the chosen one lacks are left out."""
     for group, models in MODELS.items():
-        section = tree.get(group, {})
-        if "name" not in section:
+        if "name" in tree.get(group, {}):
+            every = {key for model in models.values() for key in model.model_fields}
+            lacking = every - models[tree[group]["name"]].model_fields.keys()
+            tree[group] = {key: value for key, value in tree[group].items() if key not in lacking}
+        else:
             tree.pop(group, None)
-            continue
-        others = {key for model in models.values() for key in model.model_fields}
-        lacking = others - models[section["name"]].model_fields.keys()
-        tree[group] = {key: value for key, value in section.items() if key not in lacking}
     return tree
 
 

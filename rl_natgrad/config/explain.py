@@ -39,10 +39,12 @@ def belongs(key: str, tree: dict[str, Any]) -> str:
     group, _, field = key.partition(".")
     if group in tree:
         owners = [name for name, model in MODELS[group].items() if field in model.model_fields]
-        return f"{key} belongs to {listing(owners)}; {_has(group, tree)}"
-    owners = [name for name, model in MODELS["algo"].items() if group in model.groups]
-    algo = tree["algo"]["name"]
-    return f"{key} belongs to {listing(owners)}; algo={algo} has {listing(MODELS['algo'][algo].groups)}"
+        has = _has(group, tree)
+    else:
+        owners = [name for name, model in MODELS["algo"].items() if group in model.groups]
+        algo = tree["algo"]["name"]
+        has = f"algo={algo} has {listing(MODELS['algo'][algo].groups)}"
+    return f"{key} belongs to {listing(owners)}; {has}"
 
 
 def _has(section: str, tree: dict[str, Any]) -> str:

@@ -24,7 +24,8 @@ OPTIONS = {
 def help_text() -> str:
     """Every group and choice with one line each, and the common keys, all read from configs/."""
     folder = compose.config_dir()
-    default = dict(_defaults(folder))
+    defaults = "".join(file.read_text() for file in (folder / "train.yaml", *sorted(folder.glob("algo/*.yaml"))))
+    default = dict(re.findall(r"^  - /?(\w+)(?:@\S+)?: (\w+)", defaults, re.MULTILINE))
     lines = [f"usage: {PROGRAM} [-m] [key=value …]", "", "Train with PG, NPG or TRPO.", "", "examples"]
     lines += [f"  {PROGRAM} {words}\n      {what}" for words, what in EXAMPLES.items()]
     for group, names in compose.choices().items():
@@ -44,11 +45,6 @@ def _entry(name: str, what: str, width: int) -> str:
 
 def _title(file: Path) -> str:
     return next(line[2:] for line in file.read_text().splitlines() if re.match(r"# [^@]", line))
-
-
-def _defaults(folder: Path) -> Iterator[tuple[str, str]]:
-    for file in (folder / "train.yaml", *sorted((folder / "algo").glob("*.yaml"))):
-        yield from re.findall(r"^  - /?(\w+)(?:@\S+)?: (\w+)", file.read_text(), re.MULTILINE)
 
 
 def _commented(file: Path) -> Iterator[tuple[str, str]]:
