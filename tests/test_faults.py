@@ -191,6 +191,19 @@ def test_a_call_that_fails_in_an_evaluation(programs, part, call):
         assert_one_line(ended, part, fault)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("call, at", [("mkdir", 1), ("create", 1), ("create", 2), ("fsync", 1), ("fsync", 5)])
+def test_a_study_on_a_disk_that_fails_is_one_line(programs, tmp_path, call, at):
+    """SQLite's errors have no errno; after them the same command makes the search."""
+    pytest.importorskip("optuna")
+    words = ["-m", *SMALL, "total_steps=200", "algo.delta=interval(0.005,0.02)", "search.trials=1"]
+    words += ["search.study=s", f"runs_dir={tmp_path}"]
+    studies = tmp_path / "sweeps" / "studies"
+    ended = programs(*words, below=studies, call=f",{call},", at=at, errno=errno.EIO, on=1)
+    assert ended.code == 1 and re.fullmatch(rf"error: {studies}/s[^\n:]*: [^\n]+\n", ended.err), ended
+    assert programs(*words).code == 0
+
+
 # ---- kills at system calls -----------------------------------------------------------------------------------
 
 SHORT = [word.replace("=500", "=300") for word in WORDS]  # two updates

@@ -1,5 +1,6 @@
 """python -m rl_natgrad.train -m …: every job a process of its own, one table, nothing lost."""
 
+import sqlite3
 import sys
 import time
 from collections.abc import Sequence
@@ -49,6 +50,13 @@ def sweep(asked: Multirun) -> int:
         return say(error, 2)
     except OSError as error:
         return say(error, 1)
+    except Exception as error:  # Optuna and SQLAlchemy wrap what SQLite says of a disk that fails
+        cause: BaseException | None = error
+        while cause and not isinstance(cause, sqlite3.Error):
+            cause = cause.__cause__
+        if cause is None or search is None:
+            raise
+        return say(f"{search.database}: {cause}", 1)
     if pool.stopped:
         return 128 + pool.stopped
     return int(any(job.outcome in ("failed", "stopped") and not job.pruned for job in plan.jobs))

@@ -79,13 +79,14 @@ class Search:
         keys = self._cfg.search
         self._folder, self.name = folder, keys.study or folder.name
         home = folder.parent / "studies" / self.name
-        known = (home / "study.db").exists()
+        self.database = home / "study.db"
+        known = self.database.exists()
         home.mkdir(parents=True, exist_ok=True)
         self._held = ExitStack()
         try:
             self._held.enter_context(lock.hold(home))
             self._study = optuna.create_study(
-                storage=f"sqlite:///{home / 'study.db'}", study_name=self.name, direction="maximize",
+                storage=f"sqlite:///{self.database}", study_name=self.name, direction="maximize",
                 load_if_exists=True,
             )  # fmt: skip
             self._check_same()
