@@ -118,19 +118,23 @@ class Problem:
 
     @cached_property
     def _at_old(self) -> tuple[float, Tensor]:
-        """loss(θ_old), and its gradient Jᵀ ∇_z loss (P,)."""
+        """loss(θ_old), and ∇_z of it (N, K)."""
         z = self.lin.z.detach().requires_grad_()
         loss = self._loss(z)
-        return loss.item(), self.lin.vjp(torch.autograd.grad(loss, z)[0])
+        return loss.item(), torch.autograd.grad(loss, z)[0]
 
     @property
     def loss_old(self) -> float:
         """loss(θ_old)."""
         return self._at_old[0]
 
+    @cached_property
+    def _grad(self) -> Tensor:
+        return self.lin.vjp(self._at_old[1])
+
     def grad(self) -> Tensor:
-        """∇loss(θ_old) (P,)."""
-        return self._at_old[1]
+        """∇loss(θ_old) = Jᵀ ∇_z loss (P,)."""
+        return self._grad
 
     def entropy(self) -> float:
         """E[H(π_old)], nats."""
