@@ -1,7 +1,5 @@
 """The numbers of a rollout, looked at once before anything is learned from them."""
 
-from __future__ import annotations
-
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray

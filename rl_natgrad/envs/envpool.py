@@ -1,7 +1,5 @@
 """C++ environments stepped on all cores by envpool: asked for by name, as its state cannot be saved."""
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 

@@ -1,7 +1,5 @@
 """One seeded, replayable, checked environment, and the loop that steps several of them into arrays."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import importlib
@@ -65,7 +63,7 @@ class Recipe:
         return {**vars(self), "spec": spec.to_json()}
 
     @classmethod
-    def from_dict(cls, plain: dict[str, Any]) -> Recipe:
+    def from_dict(cls, plain: dict[str, Any]) -> "Recipe":
         """What `to_dict` was called on."""
         return cls(**{**plain, "spec": EnvSpec.from_json(plain["spec"])})
 

@@ -1,7 +1,5 @@
 """From a configuration to vector environments: by name, or one line that says why not."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import re

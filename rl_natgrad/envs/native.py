@@ -1,7 +1,5 @@
 """Gymnasium's own vectorised CartPole. One RNG serves all environments: its state is copied, not replayed."""
 
-from __future__ import annotations
-
 import json
 import sys
 from typing import Any

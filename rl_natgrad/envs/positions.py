@@ -1,7 +1,5 @@
 """Where seeded environments stand: which episode, and the actions since its reset, which lead there again."""
 
-from __future__ import annotations
-
 import json
 from typing import Any, NamedTuple
 
@@ -31,7 +29,7 @@ class Positions(NamedTuple):
         }
 
     @classmethod
-    def of(cls, state: dict[str, Any], obs: NDArray, space: spaces.Space) -> Positions:
+    def of(cls, state: dict[str, Any], obs: NDArray, space: spaces.Space) -> "Positions":
         """The positions that `state` tells, of environments that take actions in `space` and show such `obs`.
 
         Raises: ValueError where it is not one of these environments.
@@ -51,7 +49,7 @@ class Positions(NamedTuple):
         return json.dumps(head).encode() + b"\n" + b"".join(sent.tobytes() for sent in self.actions)
 
     @classmethod
-    def decode(cls, data: bytes, like: NDArray) -> Positions:
+    def decode(cls, data: bytes, like: NDArray) -> "Positions":
         """What `encode` was called on; actions are of the shape and dtype of the rows of `like`."""
         head, _, body = data.partition(b"\n")
         told = json.loads(head)

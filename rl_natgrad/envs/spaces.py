@@ -4,8 +4,6 @@ A policy sees Box observations (a float32 vector, or a uint8 image with channels
 Discrete, MultiDiscrete, MultiBinary or Box space; a finite Box is [−1, 1] to it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Environments stepped one after another in this process."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

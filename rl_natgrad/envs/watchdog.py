@@ -1,7 +1,5 @@
 """Ends a hang inside an environment that runs in our own process."""
 
-from __future__ import annotations
-
 import contextlib
 import faulthandler
 import os

@@ -1,7 +1,5 @@
 """What the parent and its environment workers share: memory, and frames on a socket."""
 
-from __future__ import annotations
-
 import mmap
 import os
 import select

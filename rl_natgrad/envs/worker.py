@@ -1,7 +1,5 @@
 """The process that steps some of the environments of an `async` or `split` run. Imports no torch."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import json

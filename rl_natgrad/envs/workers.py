@@ -1,7 +1,5 @@
 """Environments in worker processes: several per worker, results in shared memory, a limit on every step."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import json
