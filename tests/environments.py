@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import importlib
 import os
 import signal
 import sys
@@ -115,7 +117,46 @@ def _stubborn() -> None:
             time.sleep(1000)
 
 
+class Empty(Misbehaving):
+    """Has one space with nothing in it."""
+
+    def __init__(self, which: str) -> None:
+        super().__init__("well behaved")
+        setattr(self, f"{which}_space", spaces.Box(-1, 1, (0,)))
+
+
+class Shy(list):
+    """Does not want to be seen."""
+
+    def __repr__(self) -> str:
+        raise ValueError("no")
+
+
+class Mute(Exception):
+    """Does not say what happened."""
+
+    def __str__(self) -> str:
+        raise ValueError("no")
+
+
+def _throw(error: BaseException) -> None:
+    raise error
+
+
+def _torch():
+    return importlib.import_module("torch")  # not with this module, which workers import too
+
+
 DEEDS = {
+    "mute": lambda: _throw(Mute()),
+    "surrogate": lambda: _throw(ValueError("\udc80")),
+    "interrupts": lambda: _throw(KeyboardInterrupt()),
+    "generator": lambda: _throw(GeneratorExit()),
+    "cancelled": lambda: _throw(asyncio.CancelledError()),
+    "no-grad": lambda: _torch().set_grad_enabled(False),
+    "float64": lambda: _torch().set_default_dtype(_torch().float64),
+    "threads": lambda: _torch().set_num_threads(2),
+    "numpy-raises": lambda: np.seterr(all="raise"),
     "raises": _raise,
     "exits": lambda: sys.exit(3),
     "sleeps": lambda: time.sleep(1000),
@@ -141,6 +182,11 @@ CHANGES = {
     "reward-complex": (1, 1j),
     "reward-text": (1, "1.0"),
     "reward-none": (1, None),
+    "reward-huge": (1, 1e308),
+    "reward-minus": (1, -1e308),
+    "reward-int": (1, 10**400),
+    "reward-ragged": (1, [[1], [1, 2]]),
+    "reward-shy": (1, Shy()),
     "terminated-none": (2, None),
     "terminated-float": (2, 0.0),
     "truncated-text": (3, "no"),
@@ -181,5 +227,5 @@ WRONG = {
     "step truncated-array": "truncated is ndarray",
 }
 
-for name in ("Counting", "Private", "Nested", "Misbehaving"):
+for name in ("Counting", "Private", "Nested", "Misbehaving", "Empty"):
     gym.register(f"{name}-v0", entry_point=f"environments:{name}")

@@ -9,6 +9,7 @@ from rl_natgrad.envs.errors import EnvError
 # Their float bounds are nominal: flown at full throttle, LunarLander is 23 above its 2.5, and BipedalWalker's
 # hull turns 0.8 past its π. (The other classic-control and Box2D environments stay inside theirs.)
 NOMINAL = ("LunarLander", "BipedalWalker")
+MOST = float(np.finfo(np.float32).max)  # training is in float32; and sums of such rewards are finite
 ROUNDING = 1e-4  # of the bound: float32 casts and solvers' slack
 
 
@@ -26,15 +27,15 @@ class Checks:
         self.any_byte = space.dtype == np.uint8 and not low.any() and bool((high == 255).all())
         self.bounds = low, high
         # What is not bounded must still be finite.
-        most = float(np.finfo(np.float32).max)
-        self.low = np.maximum(low - ROUNDING * np.maximum(1.0, abs(low)), -most)
-        self.high = np.minimum(high + ROUNDING * np.maximum(1.0, abs(high)), most)
+        self.low = np.maximum(low - ROUNDING * np.maximum(1.0, abs(low)), -MOST)
+        self.high = np.minimum(high + ROUNDING * np.maximum(1.0, abs(high)), MOST)
 
     def __call__(self, obs: NDArray, reward: NDArray, done: NDArray, length: NDArray) -> None:
         """See `rollout.collector.Check`."""
-        if not np.isfinite(reward).all():
-            t, i = np.argwhere(~np.isfinite(reward))[0]
-            raise self._error(t, i, done, length, f"reward is {reward[t, i]}")
+        if not (abs(reward) <= MOST).all():
+            t, i = np.argwhere(~(abs(reward) <= MOST))[0]
+            beyond = f", beyond ±{MOST:.2g}" if np.isfinite(reward[t, i]) else ""
+            raise self._error(t, i, done, length, f"reward is {reward[t, i]}{beyond}")
         # NaN fails every comparison, and min and max keep it.
         if not self.any_byte and not ((obs.min((0, 1)) >= self.low) & (obs.max((0, 1)) <= self.high)).all():
             t, i, *k = np.argwhere(~((obs >= self.low) & (obs <= self.high)))[0]

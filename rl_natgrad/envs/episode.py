@@ -13,7 +13,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, OrderEnforcing, TimeLimit
 from numpy.typing import NDArray
 
-from rl_natgrad.envs.errors import EnvError, one_line
+from rl_natgrad.envs.errors import EnvError, one_line, theirs
 from rl_natgrad.envs.positions import Positions
 from rl_natgrad.envs.spaces import ObservationMap, brief
 
@@ -102,9 +102,9 @@ class Episode:
         seed = episode_seed(self.recipe.seed, self.index, self.number)
         try:
             result = self.env.reset(seed=seed)
-        except EnvError:
-            raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if not theirs(error):
+                raise
             raise self.error(f"reset raised {one_line(error)}") from error
         if type(result) is not tuple or len(result) != 2 or not isinstance(result[1], dict):
             raise self.error(f"reset returned {_arity(result)}, expected (observation, info)")
@@ -119,9 +119,9 @@ class Episode:
         result: Any
         try:
             result = self.env.step(action)
-        except EnvError:
-            raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if not theirs(error):
+                raise
             raise self.error(f"step raised {one_line(error)}") from error
         if type(result) is not tuple or len(result) != 5:
             raise self.error(
@@ -170,7 +170,10 @@ class Episode:
         self.env.close()
 
     def _real(self, reward: Any) -> float:
-        value = np.asarray(reward)
+        try:
+            value = np.asarray(reward)
+        except Exception:  # a ragged list
+            value = np.array(None)
         if value.shape != () or value.dtype.kind not in "biuf":
             raise self.error(f"reward is {brief(reward)}, expected a real number")
         return float(value)
@@ -232,7 +235,10 @@ class Episodes:
                 episode.reset(row)
                 reward[i] = 0.0
             else:
-                reward[i] = episode.step(action, row)
+                try:
+                    reward[i] = episode.step(action, row)
+                except OverflowError as error:
+                    raise episode.error("reward is an int beyond a float") from error
                 if episode.done:
                     terminated[i], truncated[i] = episode.terminated, episode.truncated
 

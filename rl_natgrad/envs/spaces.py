@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from rl_natgrad.envs.errors import EnvError, EnvSetupError
+from rl_natgrad.envs.errors import EnvError, EnvSetupError, printable
 
 ACTIONS = "Discrete, MultiDiscrete, MultiBinary and Box"
 OBSERVATIONS = "Box, Discrete, MultiDiscrete, MultiBinary, and Tuple and Dict of them"
@@ -117,7 +117,10 @@ def _as_box(value: Any, space: spaces.Box, field: str) -> NDArray:
 
 def brief(value: Any) -> str:
     """Type and beginning of a value, on one line."""
-    text = " ".join(repr(value).split())
+    try:
+        text = printable(repr(value)[:1000])
+    except BaseException:  # an int of too many digits among them
+        text = "(its repr raises)"
     return f"{type(value).__name__} {text[:60]}"
 
 
@@ -134,6 +137,9 @@ class WithSpaces:
         self.raw_observation_space, self.raw_action_space = observation, action
         self.observation_space, self.note = seen.space, seen.note
         self.action_space, self.to_env = action_map(action)
+        for name, acts, raw in (("observation", seen.space, observation), ("action", self.action_space, action)):
+            if 0 in (acts.shape or ()):
+                raise EnvSetupError(f"{name} space {raw} has nothing in it")
 
 
 def action_map(space: spaces.Space) -> tuple[spaces.Space, Callable[[NDArray], NDArray]]:

@@ -26,6 +26,7 @@ def main(fd: int) -> None:
     sock = socket.socket(fileno=fd)
     job = json.loads(receive(sock)[1])
     _die_with_parent(job)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # so that a KeyboardInterrupt is an environment's
     try:
         episodes, actions = _build(job)
     except BaseException as error:

@@ -81,7 +81,7 @@ class RunRecord:
         """The run ended: finished, stopped or failed. An exception leaves traceback.txt and its last line."""
         try:
             if isinstance(error, BaseException):
-                text = "".join(traceback.format_exception(error))
+                text = "".join(traceback.format_exception(error)).encode(errors="backslashreplace").decode()
                 error = text.strip().splitlines()[-1]
                 write_atomically(self.path / "traceback.txt", text.encode())
         finally:  # a full disk may still take the shorter record

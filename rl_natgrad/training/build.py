@@ -1,6 +1,7 @@
 """From a checked configuration to the parts of a run. Every name that configs/ may say stands in a table here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -72,6 +73,21 @@ def use_threads(n: int) -> None:
     """Threads of torch and of numpy's matrix products, from here on; their number is part of a run's bits."""
     torch.set_num_threads(n)
     threadpool_limits(n, "blas")
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Around what runs environments' code: what it may change of torch and numpy is as before at the end."""
+    grad, dtype, errors = torch.is_grad_enabled(), torch.get_default_dtype(), np.geterr()
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(grad)
+        torch.set_default_dtype(dtype)
+        np.seterr(**errors)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
 
 
 def build_policy(

@@ -29,7 +29,7 @@ def evaluate(cfg: Config, policy: Policy, episodes: int | None = None, modes: Se
     env, played = cfg.env.model_copy(update={"backend": backend}), {}
     rng, seed = streams(cfg)
     for mode in modes:
-        with closing(make(env, episodes or cfg.eval.episodes, seed)) as envs:
+        with build.undisturbed(), closing(make(env, episodes or cfg.eval.episodes, seed)) as envs:
             check = Checks(cfg.env.id, envs.observation_space)
             played[mode] = play(envs, acting(policy, mode, rng), check)
     return played

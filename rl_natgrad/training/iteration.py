@@ -35,7 +35,8 @@ class Training:
         build.use_threads(cfg.torch_threads)
         self.cfg, self.step, self.update, self.not_finite = cfg, 0, 0, 0
         self.returns: deque[float] = deque(maxlen=WINDOW)
-        self.envs = make(cfg.env, cfg.num_envs, cfg.seed)
+        with build.undisturbed():
+            self.envs = make(cfg.env, cfg.num_envs, cfg.seed)
         try:
             self.policy = build.build_policy(cfg, self.envs.observation_space, self.envs.action_space)
             self.critic = build.build_critic(cfg, self.envs.observation_space)
@@ -51,7 +52,8 @@ class Training:
     def iterate(self) -> dict[str, float]:
         """One update from one rollout. Returns what there is to log of it."""
         clock = _Clock()
-        rollout = self.collector.collect(self.policy)
+        with build.undisturbed():
+            rollout = self.collector.collect(self.policy)
         clock.lap("time/collect")
         batch = self.batch(rollout)
         info = self.learn(batch) if len(batch.obs) else {}
