@@ -25,6 +25,14 @@ def closed():
         yield lambda thing: stack.enter_context(contextlib.closing(thing))
 
 
+@pytest.fixture
+def opened(closed):
+    """`make` whose environments are closed at the end."""
+    from vector_envs import make
+
+    return lambda *args, **kwargs: closed(make(*args, **kwargs))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session, exitstatus):
     """In CI a skipped test whose reason is not in MAY_SKIP fails the run."""

@@ -1,10 +1,15 @@
 """Vector environments: made with defaults and played; and a scripted one, whose every number is known."""
 
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
 from rl_natgrad.envs import make as envs
+
+TESTS = Path(__file__).parent
 
 
 def make(id, backend="sync", num_envs=3, seed=0, timeout=60.0, **kwargs):
@@ -28,6 +33,11 @@ def same(left, right):
         for p, q in zip(left, right, strict=True)
         for x, y in zip(p, q, strict=True)
     )
+
+
+def run(code):
+    """A program of its own, from the checkout."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=TESTS.parent)
 
 
 class Script:
