@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from whole_runs import run
 
 from rl_natgrad.config import command as cli
 from rl_natgrad.config import compose
@@ -200,14 +201,15 @@ def test_malformed_in_a_process_of_its_own(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_that_was_never_possible_is_not_resumed(tmp_path):
+def test_a_run_that_was_never_possible_is_not_resumed(tmp_path, monkeypatch, capsys):
     tree = compose.load(["solver=woodbury"]).model_dump(mode="json")
     tree["fisher"]["name"] = "kl_hessian"
     record = json.dumps({"config": tree, "outcome": "failed"})
     (tmp_path / "run.json").write_text(record)
-    done = python("import sys; from rl_natgrad.train import main; sys.exit(main())", f"resume={tmp_path}")
-    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
-    assert "run.json: solver=woodbury needs a Fisher with rows: fisher must be gauss_newton or" in done.stderr
+    assert run(monkeypatch, f"resume={tmp_path}") == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert "run.json: solver=woodbury needs a Fisher with rows: fisher must be gauss_newton or" in err
     assert (tmp_path / "run.json").read_text() == record
 
 
