@@ -29,7 +29,7 @@ def main() -> int:
     return sweep(asked)
 
 
-def run() -> int:
+def process() -> int:
     """main() as all that its process does."""
     code = main()
     deafen()  # the interpreter's own end takes a while, and its exit code is settled
@@ -37,4 +37,4 @@ def run() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(process())

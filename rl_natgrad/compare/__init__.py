@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
         print(HELP, end="")
         return 0
     try:
-        run(parse(argv), argv)
+        answer(parse(argv), argv)
     except ConfigError as error:
         return say(error, 2)
     except OSError as error:
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def run(options: Options, argv: Sequence[str]) -> None:
+def answer(options: Options, argv: Sequence[str]) -> None:
     """Read, group, compare, say and write.  Raises:  ConfigError, OSError."""
     from rl_natgrad.compare import aggregates, plot, report, runs, summary
 
