@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch import distributions as D
 from torch.nn import functional
 
-from rl_natgrad.algos.problem import Batch, Problem
+from rl_natgrad.algos.problem import Batch, Problem, surrogate
 from rl_natgrad.policy.heads import Bernoulli, Categorical, DiagGaussian, MultiDiscrete
 from rl_natgrad.policy.mlp import MLP, Tanh
 from rl_natgrad.policy.policy import Policy, with_head
@@ -115,31 +116,34 @@ def make_policy(head, seed: int = 0, *, sizes=(3, 5), activation=Tanh, scale=0.7
     return Policy(net, head, scale * randn(seed, net.size), lambda obs: obs)
 
 
-def make_problem(head, seed: int = 0, *, N: int = 12, policy: Policy | None = None, **options) -> Problem:
+def make_problem(
+    head, seed: int = 0, *, N: int = 12, policy: Policy | None = None, coef: float = 0.0, **options
+) -> Problem:
     policy = policy or make_policy(head, seed)
     width = getattr(policy.net, "net", policy.net).sizes[0]
     obs = randn(seed + 1, N, width)
     action = sample(head, policy.forward(policy.theta, obs).detach(), seed + 2)
     adv = randn(seed + 3, N)
-    return Problem(policy, Batch(obs, action, adv, randn(seed + 4, N).double(), torch.zeros(N)), **options)
+    batch = Batch(obs, action, adv, randn(seed + 4, N).double(), torch.zeros(N))
+    return Problem(policy, batch, partial(surrogate, entropy_coef=coef), **options)
 
 
 def jacobian(problem: Problem, obs: Tensor | None = None) -> Tensor:
     """∂z/∂θ (N, K, P) by torch.func, through the reference network."""
     obs = problem.batch.obs if obs is None else obs
-    return torch.func.jacrev(lambda theta: reference_forward(problem.policy.net, theta, obs))(problem.theta)
+    return torch.func.jacrev(lambda theta: reference_forward(problem.model.net, theta, obs))(problem.theta)
 
 
 def flat_log_prob(problem: Problem, theta: Tensor, action: Tensor | None = None) -> Tensor:
     """log π_θ(a|s) (N,), through the reference network and torch.distributions."""
-    z = reference_forward(problem.policy.net, theta, problem.batch.obs)
-    return log_prob(problem.policy.head, z, problem.batch.action if action is None else action)
+    z = reference_forward(problem.model.net, theta, problem.batch.obs)
+    return log_prob(problem.model.head, z, problem.batch.action if action is None else action)
 
 
 def mean_kl(problem: Problem, theta: Tensor) -> Tensor:
     """E[KL(π_old ‖ π_θ)], likewise."""
-    z_old, z = (reference_forward(problem.policy.net, t, problem.batch.obs) for t in (problem.theta, theta))
-    return kl(problem.policy.head, z_old.detach(), z).mean()
+    z_old, z = (reference_forward(problem.model.net, t, problem.batch.obs) for t in (problem.theta, theta))
+    return kl(problem.model.head, z_old.detach(), z).mean()
 
 
 # --- operators --------------------------------------------------------------------------------------

@@ -55,6 +55,7 @@ def surrogate(problem, theta) -> torch.Tensor:
 
 def solver(name: str):
     options = {"cg": {"max_iter": 10, "tol": 1e-10}, "cholesky": {"max_gib": 1}, "woodbury": {"max_gib": 1}}
+    options["steihaug"] = options["cg"]
     if name in options:
         return partial(SOLVERS[name], damping=0.01, **options[name])
     return identity if name == "identity" else partial(SOLVERS["pinv"], rtol=1e-6, max_gib=1)
@@ -110,7 +111,7 @@ def test_the_log_says_what_happened(head, name):
     problem = make_problem(head, N=40)
     u = LEARNERS[name](problem)(problem)
     info, theta = u.info, u.theta
-    z = reference_forward(problem.policy.net, problem.theta, problem.batch.obs)
+    z = reference_forward(problem.model.net, problem.theta, problem.batch.obs)
     leaf = problem.theta.clone().requires_grad_()
     grad, step = torch.autograd.grad(surrogate(problem, leaf), leaf)[0], theta - problem.theta
     expected = {
@@ -128,7 +129,7 @@ def test_the_log_says_what_happened(head, name):
     assert step.norm() > 0
     if name != "pg":
         J = jacobian(problem)
-        metric = problem.policy.head.metric(z)
+        metric = problem.model.head.metric(z)
         predicted = 0.5 * float(((J @ step) * metric(J @ step)).sum(1).mean())
         assert info["policy/kl_predicted"] == pytest.approx(predicted, rel=1e-8)
         assert set(info) == set(expected) | {
@@ -163,7 +164,7 @@ class Poisoned:
 def poison(problem: Problem, where: str) -> Problem:
     """The same problem with nan or inf at one place of the maths."""
     part, bad = where.split(" ")[0], float(where.split(" ")[1])
-    head, policy = problem.policy.head, copy.copy(problem.policy)
+    head, policy = problem.model.head, copy.copy(problem.model)
     if part == "advantage":
         adv = problem.batch.adv.clone()
         adv[3] = bad
@@ -173,7 +174,7 @@ def poison(problem: Problem, where: str) -> Problem:
         "kl": Poisoned(head, kl=lambda z, z_new: head.kl(z, z_new) + bad),
         "gradient": Poisoned(head, log_prob=lambda z, a: head.log_prob(z, a) + (z - z.detach()).sum(-1) * bad),
     }[part]
-    return replace(problem, policy=policy)
+    return replace(problem, model=policy)
 
 
 @each_learner
@@ -340,10 +341,10 @@ def test_saved_state_does_not_change_while_training_goes_on():
 
 @each_discrete
 def test_entropy_bonus_raises_entropy(head):
-    problem = make_problem(head, N=40, entropy_coef=1.0)
+    problem = make_problem(head, N=40, coef=1.0)
     problem = replace(problem, batch=replace(problem.batch, adv=torch.zeros(40)))
     u = PG(problem.theta, partial(torch.optim.SGD, lr=0.1))(problem)
-    z = problem.policy.forward(u.theta, problem.batch.obs)
+    z = problem.model.forward(u.theta, problem.batch.obs)
     assert float(head.entropy(z).mean()) > u.info["policy/entropy"] + 1e-3
 
 

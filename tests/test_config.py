@@ -16,8 +16,8 @@ from rl_natgrad.config.schema import Config
 GROUPS = {  # written down again, so that a file or a name that goes missing is noticed
     "algo": ["npg", "pg", "reinforce", "trpo"],
     "optimizer": ["adadelta", "adagrad", "adam", "momentum", "nag", "radam", "rmsprop", "sgd"],
-    "solver": ["cg", "cholesky", "identity", "pinv", "woodbury"],
-    "fisher": ["empirical", "gauss_newton", "kl_hessian"],
+    "solver": ["cg", "cholesky", "identity", "pinv", "steihaug", "woodbury"],
+    "fisher": ["empirical", "gauss_newton", "hessian", "kl_hessian"],
     "policy": ["cnn", "mlp"],
     "critic": ["adam", "lbfgs", "none", "trust_region"],
 }
@@ -49,6 +49,7 @@ def test_each_algorithm_takes_every_choice_of_its_groups_and_no_other_group(algo
     for name in GROUPS[group]:
         words = [f"algo={algo}", f"{group}={name}"]
         if group in TAKES[algo]:
+            words += ["solver=steihaug"] if name == "hessian" else []
             assert getattr(compose.load(words), group).name == name
         else:
             assert getattr(compose.load(words[:1]), group) is None
@@ -194,7 +195,7 @@ def test_the_nearest_key_depends_on_the_algorithm():
     assert "'algo.entropy_coef'" in refusal("algo=pg", "entropy_coeff=1")
     assert "algo.delta belongs to npg and trpo" in refusal("algo=pg", "delta=1")
     assert "algo.delta belongs to npg and trpo" in refusal("algo=pg", "algo.delt=1")
-    assert "solver.max_iter belongs to cg; solver=cholesky has" in refusal("solver=cholesky", "max_iter=1")
+    assert "max_iter belongs to cg and steihaug; solver=cholesky has" in refusal("solver=cholesky", "max_iter=1")
     assert "algo.entropy_coef belongs to reinforce and pg" in refusal("entropy_coeff=1")
 
 
@@ -220,6 +221,8 @@ WOODBURY = {"name": "woodbury", "damping": 0.1, "max_gib": 2.0}
     ({"optimizer": {"name": "sgd", "lr": 0.1}}, "algo=trpo has no optimizer"),
     ({"fisher": {"name": "exact", "fraction": 1.0}}, "fisher.name must be"),
     ({"fisher": {"name": "kl_hessian", "fraction": 1.0}, "solver": WOODBURY}, "needs a Fisher with rows"),
+    ({"fisher": {"name": "hessian", "fraction": 1.0}}, "solver must be steihaug, pinv or identity, got cg"),
+    ({"fisher": {"name": "hessian", "fraction": 1.0}, "solver": WOODBURY}, "fisher=hessian may be indefinite"),
     ({"fisher": {"name": "empirical", "fraction": 1.0, "empirical": 1}}, "unknown key 'fisher.empirical'"),
     ({"seed": "0"}, "seed must be a whole number"),
     ({"seed": True}, "seed must be"),

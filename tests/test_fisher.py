@@ -19,7 +19,7 @@ from oracles import (
     sample,
 )
 
-from rl_natgrad.algos.problem import empirical
+from rl_natgrad.algos.problem import empirical, hessian
 from rl_natgrad.training.build import FISHERS
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -29,8 +29,8 @@ each_fisher = pytest.mark.parametrize("name", FISHERS)
 
 def metric(problem) -> torch.Tensor:
     """M (N, K, K): the Hessian of torch's KL, sample by sample."""
-    z = reference_forward(problem.policy.net, problem.theta, problem.batch.obs)
-    head = problem.policy.head
+    z = reference_forward(problem.model.net, problem.theta, problem.batch.obs)
+    head = problem.model.head
     hessian = torch.autograd.functional.hessian
     return torch.stack([hessian(lambda new, row=row: kl(head, row[None], new[None])[0], row) for row in z])
 
@@ -90,18 +90,43 @@ def test_gauss_newton_is_the_score_covariance_over_all_actions(head):
         rows = x.expand(len(actions), -1)
 
         def logp(theta, rows=rows):
-            return log_prob(head, reference_forward(problem.policy.net, theta, rows), actions)
+            return log_prob(head, reference_forward(problem.model.net, theta, rows), actions)
 
         scores = torch.func.jacrev(logp)(theta)
         total += torch.einsum("a,ap,aq->pq", logp(theta).exp(), scores, scores)
     close(columns(problem.fisher()), total / len(obs))
 
 
+@each_head
+@pytest.mark.parametrize("rows", [None, torch.tensor([1, 4, 5, 9])])
+def test_a_newton_step_solves_with_the_hessian_of_the_surrogate_and_keeps_the_radius_of_the_kl(head, rows):
+    problem = make_problem(head, curvature=hessian, rows=rows)
+    mine = slice(None) if rows is None else rows
+
+    def loss(theta):
+        ratio = (flat_log_prob(problem, theta) - flat_log_prob(problem, problem.theta)).exp()
+        return -(ratio * problem.batch.adv)[mine].mean()
+
+    H = torch.autograd.functional.hessian(loss, problem.theta)
+    assert torch.linalg.eigvalsh(H)[0] < -0.01  # indefinite
+    close(columns(problem.system()), H)
+    close(problem.system().dense(), H)
+    assert problem.system().shape() == (None, len(H)) and problem.system().rows() is None
+    close(columns(problem.fisher()), columns(make_problem(head, rows=rows).fisher()))
+
+
+@each_head
+@pytest.mark.parametrize("name", ["gauss_newton", "kl_hessian", "empirical"])
+def test_a_natural_step_solves_with_the_fisher(head, name):
+    problem = make_problem(head, curvature=FISHERS[name])
+    assert problem.system() is problem.fisher()
+
+
 def test_gaussian_gauss_newton_is_the_expectation_of_the_empirical_one():
     # 40,000 sampled actions in the same five states, against the closed form.
     head, N = HEADS["gaussian"], 5
     few = make_problem(head, N=N)
-    policy, obs = few.policy, few.batch.obs.repeat(8000, 1)
+    policy, obs = few.model, few.batch.obs.repeat(8000, 1)
     many = make_problem(head, N=len(obs), policy=policy, curvature=empirical)
     action = sample(head, policy.forward(policy.theta, obs).detach(), 0)
     many = replace(many, batch=replace(many.batch, obs=obs, action=action))

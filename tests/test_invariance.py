@@ -69,7 +69,7 @@ def both(head, *, sizes=(2, 2), N=80, fisher="gauss_newton"):
     P = len(problem.theta)
     U, V = (torch.linalg.qr(randn(seed, P, P))[0] for seed in (7, 8))
     A = U @ torch.diag(torch.logspace(-1, 1, P)) @ V
-    policy = Reparametrised(problem.policy, A, torch.linalg.solve(A, problem.theta))
+    policy = Reparametrised(problem.model, A, torch.linalg.solve(A, problem.theta))
     return problem, Problem(policy, problem.batch, curvature=FISHERS[fisher]), A
 
 
@@ -89,7 +89,7 @@ def difference(recipe, solve, head, **options) -> float:
     """How far apart the two new policies are, relative to the length of the step."""
     problem, same, A = both(head, **options)
     theta, phi = RECIPES[recipe](problem, solve=solve).theta, RECIPES[recipe](same, solve=solve).theta
-    z_old, z, z_phi = (problem.policy.forward(t, problem.batch.obs) for t in (problem.theta, theta, A @ phi))
+    z_old, z, z_phi = (problem.model.forward(t, problem.batch.obs) for t in (problem.theta, theta, A @ phi))
     assert (z - z_old).norm() > 1e-3
     return float((z - z_phi).norm() / (z - z_old).norm())
 
@@ -112,7 +112,7 @@ def test_to_first_order_it_holds_for_a_singular_fisher_too(name):
     problem, same, A = both(HEADS[name], sizes=(3, 4), N=12)
     solve = partial(pinv, rtol=1e-9, max_gib=1)
     d, d_phi = (solve(p.fisher(), -p.grad()).x for p in (problem, same))
-    J, metric = problem.lin.jacobian(), problem.policy.head.metric(problem.lin.z)
+    J, metric = problem.lin.jacobian(), problem.model.head.metric(problem.lin.z)
     assert (metric(J @ d - J @ (A @ d_phi))).norm() < 1e-5 * metric(J @ d).norm()
     g, g_phi = problem.grad(), same.grad()
     assert (metric(J @ g - J @ (A @ g_phi))).norm() > 0.1 * metric(J @ g).norm()

@@ -24,22 +24,22 @@ from rl_natgrad.training.build import FISHERS
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def reference_loss(problem, theta) -> torch.Tensor:
+def reference_loss(problem, theta, coef=0.0) -> torch.Tensor:
     """−E[π_θ/π_old · A] − c E[H], by the reference network and torch.distributions."""
     ratio = (flat_log_prob(problem, theta) - flat_log_prob(problem, problem.theta).detach()).exp()
-    z = reference_forward(problem.policy.net, theta, problem.batch.obs)
-    bonus = entropy(problem.policy.head, z).mean()
-    return -(ratio * problem.batch.adv).mean() - problem.entropy_coef * bonus
+    z = reference_forward(problem.model.net, theta, problem.batch.obs)
+    bonus = entropy(problem.model.head, z).mean()
+    return -(ratio * problem.batch.adv).mean() - coef * bonus
 
 
 @each_head
 @pytest.mark.parametrize("coef", [0.0, 0.3])
 def test_loss_and_kl_equal_their_definitions_anywhere(head, coef):
-    problem = make_problem(head, entropy_coef=coef)
+    problem = make_problem(head, coef=coef)
     for seed in range(3):
         theta = problem.theta + 0.3 * randn(50 + seed, len(problem.theta))
         loss, kl = problem.evaluate(theta)
-        close(torch.tensor(loss), reference_loss(problem, theta))
+        close(torch.tensor(loss), reference_loss(problem, theta, coef))
         close(torch.tensor(kl), mean_kl(problem, theta))
         assert kl > 0
         close(problem.loss(theta), torch.tensor(loss))
@@ -65,9 +65,9 @@ def test_gradient_of_the_surrogate_is_the_policy_gradient(head):
 @each_head
 @pytest.mark.parametrize("coef", [0.0, 0.3])
 def test_gradient_equals_autograd_of_the_definition(head, coef):
-    problem = make_problem(head, entropy_coef=coef)
+    problem = make_problem(head, coef=coef)
     theta = problem.theta.clone().requires_grad_()
-    close(problem.grad(), torch.autograd.grad(reference_loss(problem, theta), theta)[0])
+    close(problem.grad(), torch.autograd.grad(reference_loss(problem, theta, coef), theta)[0])
 
 
 @each_discrete
@@ -108,14 +108,14 @@ def test_a_baseline_leaves_the_expected_gradient_where_it_is(head):
 @each_head
 def test_entropy_equals_torchs(head):
     problem = make_problem(head)
-    z = reference_forward(problem.policy.net, problem.theta, problem.batch.obs)
+    z = reference_forward(problem.model.net, problem.theta, problem.batch.obs)
     close(torch.tensor(problem.entropy()), entropy(head, z).mean())
 
 
 @each_head
 @pytest.mark.parametrize("fisher_name", ["gauss_newton", "kl_hessian", "empirical"])
 def test_a_problem_changes_neither_policy_nor_batch(head, fisher_name):
-    problem = make_problem(head, curvature=FISHERS[fisher_name], entropy_coef=0.1)
+    problem = make_problem(head, curvature=FISHERS[fisher_name], coef=0.1)
     before = [problem.theta.clone(), *(t.clone() for t in vars(problem.batch).values())]
     problem.grad()
     problem.fisher().mv(problem.grad())
@@ -130,6 +130,6 @@ def test_old_outputs_stay_frozen_when_the_policy_moves_on():
     theta_old, grad, loss = problem.theta, problem.grad(), problem.loss_old
     theta = theta_old + 0.1
     evaluated = problem.evaluate(theta)
-    problem.policy.become(theta)
+    problem.model.become(theta)
     assert problem.evaluate(theta) == evaluated
     assert torch.equal(problem.grad(), grad) and problem.loss_old == loss

@@ -7,7 +7,7 @@ import pytest
 import torch
 from oracles import DenseFisher, each_head, krylov_minimiser, make_problem, randn, spectrum
 
-from rl_natgrad.optim.solvers import TooLarge, cg, cholesky, identity, pinv, woodbury
+from rl_natgrad.optim.solvers import TooLarge, cg, cholesky, identity, pinv, steihaug, woodbury
 from rl_natgrad.training.build import FISHERS, SOLVERS
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -21,6 +21,7 @@ SPECTRA = {
 }
 DAMPED = {
     "cg": partial(cg, max_iter=400, tol=1e-13),
+    "steihaug": partial(steihaug, max_iter=400, tol=1e-13),
     "cholesky": partial(cholesky, max_gib=1),
     "woodbury": partial(woodbury, max_gib=1),
 }
@@ -191,6 +192,45 @@ def test_cg_uses_one_product_per_iteration_and_no_random_numbers():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+# --- negative curvature -----------------------------------------------------------------------------
+
+
+@each_spectrum
+@pytest.mark.parametrize("damping, max_iter", [(0.0, 3), (0.1, 10), (0.1, 100)])
+def test_steihaug_is_cg_where_there_is_no_negative_curvature(name, damping, max_iter):
+    F, b = spectrum(SPECTRA[name]), randn(1, P)
+    a, c = (solve(F, b, damping=damping, max_iter=max_iter, tol=1e-6) for solve in (steihaug, cg))
+    assert torch.equal(a.x, c.x) and a.ok and not a.indefinite
+    assert (a.iterations, a.residual) == (c.iterations, c.residual)
+
+
+def positive_until(A, b) -> int:
+    """The largest k for which A is positive definite on span{b, Ab, …, Aᵏ⁻¹b}: so many iterations CG can make."""
+    Q = np.linalg.qr(np.stack([np.linalg.matrix_power(A, i) @ b for i in range(len(b))], 1))[0]
+    return next(k for k in range(len(b)) if np.linalg.eigvalsh(Q[:, : k + 1].T @ A @ Q[:, : k + 1])[0] <= 0)
+
+
+@pytest.mark.parametrize("lowest, damping", [(-0.01, 0.0), (-0.3, 0.0), (-1.0, 0.0), (-1.0, 0.1), (-30.0, 0.1)])
+def test_steihaug_leaves_at_negative_curvature_downhill(lowest, damping):
+    F, b = spectrum([lowest] + [1 + k / 4 for k in range(7)]), randn(1, 8)
+    lam = damping * float(b @ F.A @ b) / float(b @ b)
+    A, s = (F.A + lam * torch.eye(8)).numpy(), steihaug(F, b, damping=damping, max_iter=100, tol=1e-13)
+    k = positive_until(A, b.numpy())
+    x = torch.from_numpy(krylov_minimiser(A, b.numpy(), k)) if k else b
+    assert s.ok and s.indefinite and s.iterations == k
+    assert (s.x - x).norm() < 1e-8 * x.norm()
+    assert s.x @ b > 0
+    refused = cg(F, b, damping=damping, max_iter=100, tol=1e-13)
+    assert refused.indefinite and not refused.ok
+
+
+def test_steihaug_is_steepest_descent_where_the_gradient_itself_curves_down():
+    b = randn(1, 3)
+    s = steihaug(DenseFisher(-torch.eye(3)), b, damping=0.1, max_iter=10, tol=0.0)
+    assert torch.equal(s.x, b) and s.x is not b
+    assert s.ok and s.indefinite and s.iterations == 0
+
+
 # --- dense solvers ----------------------------------------------------------------------------------
 
 
@@ -254,9 +294,9 @@ def test_cg_in_double_precision_solves_a_float32_problem_to_float32s_last_digits
     double = make_problem(head, N=200, curvature=FISHERS[fisher_name])
     x = cg(double.fisher(), -double.grad(), damping=1e-3, max_iter=500, tol=1e-12).x
     torch.set_default_dtype(torch.float32)
-    policy, batch = double.policy, double.batch
+    policy, batch = double.model, double.batch
     single = replace(
-        double, policy=replace(policy, theta=policy.theta.float()),
+        double, model=replace(policy, theta=policy.theta.float()),
         batch=replace(batch, obs=batch.obs.float(), adv=batch.adv.float()),
     )  # fmt: skip
     errors = []

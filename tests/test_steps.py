@@ -277,7 +277,7 @@ def test_search_measures_kl_from_old_to_new(name):
 
 def test_log_sigma_is_in_theta_and_moves_in_a_trpo_step():
     problem = make_problem(DiagGaussian(2), N=60)
-    policy = problem.policy
+    policy = problem.model
     z = policy.forward(policy.theta, problem.batch.obs)
     # Reward what lies far from the mean: σ has to grow.
     adv = ((problem.batch.action - z[:, :2]) / z[:, 2:].exp()).square().sum(-1) - 2

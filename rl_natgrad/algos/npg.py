@@ -12,7 +12,7 @@ def npg(problem: Problem, *, solve: Solver, delta: float, lr: float | None = Non
 
     Args: solve: (F, b) ↦ Solution.  delta: predicted KL, nats, > 0.  lr: Kakade's fixed learning rate.
     """
-    F, g = problem.fisher(), problem.grad()
-    d = solve(F, -g)  # F d = −g
+    A, F, g = problem.system(), problem.fisher(), problem.grad()
+    d = solve(A, -g)  # A d = −g;  A is F, but for a Newton step
     full = to_radius(d, F, delta, lr=lr)  # ½ β² dᵀF d = δ
     return problem.update(full_step(problem, full), d)

@@ -1,26 +1,39 @@
 """The local picture of one batch that every learner works from. Every average over samples is here."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import isfinite
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rl_natgrad.optim.fisher import Fisher, GaussNewton, KLHessian, outer
+from rl_natgrad.optim.fisher import Fisher, GaussNewton, Hessian, outer
 from rl_natgrad.optim.linearization import Linearization
 from rl_natgrad.optim.solvers import Solution
 from rl_natgrad.optim.steps import Step
+from rl_natgrad.policy.heads import Head
+from rl_natgrad.policy.model import Model
 from rl_natgrad.policy.policy import Policy
 
 
 @dataclass(frozen=True)
-class Batch:
-    """N samples. adv is what the surrogate weighs actions with, ret what the critic regresses on."""
+class Data:
+    """N samples of a model's inputs, and of what was seen there: a policy's actions, a likelihood's labels y."""
 
     obs: Tensor  # (N, *O), as the networks see it
     action: Tensor  # (N, *A)
+
+    def take(self, rows: Tensor) -> "Data":
+        """The samples `rows` (M,)."""
+        return type(self)(*(t[rows] for t in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class Batch(Data):
+    """N samples. adv is what the surrogate weighs actions with, ret what the critic regresses on."""
+
     adv: Tensor  # (N,)
     ret: Tensor  # (N,) float64
     value: Tensor  # (N,) float64, V(obs) as adv and ret were made with
@@ -36,84 +49,101 @@ class Update:
     """False where something in the maths was not finite; theta is then the old one."""
 
 
-@dataclass(frozen=True)
-class Samples:
-    """What a Fisher is made from: θ_old, M of the batch's samples, and the policy linearised there."""
-
-    policy: Policy
-    theta: Tensor
-    obs: Tensor
-    action: Tensor
-    lin: Linearization
+Loss = Callable[[Tensor], Tensor]
+"""z (N, K) ↦ a scalar, the mean over samples, to be lowered."""
 
 
-def gauss_newton(at: Samples) -> GaussNewton:
+def surrogate(head: Head, z_old: Tensor, batch: Batch, *, entropy_coef: float = 0.0) -> Loss:
+    """z ↦ −E[ π_z(a|s)/π_old(a|s) · A ] − c · E[ H(π_z(·|s)) ], c = entropy_coef ≥ 0.
+
+    Schulman et al. 2015 (TRPO), equation 14.
+    """
+    log_prob_old = head.log_prob(z_old, batch.action)
+
+    def loss(z: Tensor) -> Tensor:
+        ratio = torch.exp(head.log_prob(z, batch.action) - log_prob_old)
+        loss = -(ratio * batch.adv).mean()
+        if entropy_coef:
+            loss = loss - entropy_coef * head.entropy(z).mean()
+        return loss
+
+    return loss
+
+
+def negative_log_likelihood(head: Head, z_old: Tensor, data: Data) -> Loss:
+    """z ↦ −E[ log p_z(y|x) ]."""
+    return lambda z: -head.log_prob(z, data.action).mean()
+
+
+def gauss_newton(at: "Problem") -> GaussNewton:
     """The true Fisher, E[Jᵀ M J] with M the Fisher information of the head."""
-    head, z = at.policy.head, at.lin.z
+    head, z = at.model.head, at.lin.z
     if head.rank == 1:
         return outer(at.lin, head.root(z).squeeze(-1))
     return GaussNewton(at.lin, head.metric(z), lambda: head.root(z))
 
 
-def empirical(at: Samples) -> GaussNewton:
-    """The second moment of the scores of the sampled actions, E[∇log π(a|s) ∇log π(a|s)ᵀ]; see `outer`."""
+def empirical(at: "Problem") -> GaussNewton:
+    """The second moment of the scores of what was seen, E[∇log π(a|s) ∇log π(a|s)ᵀ]; see `outer`."""
     z = at.lin.z.detach().requires_grad_()
-    return outer(at.lin, torch.autograd.grad(at.policy.head.log_prob(z, at.action).sum(), z)[0])
+    return outer(at.lin, torch.autograd.grad(at.model.head.log_prob(z, at.batch.action).sum(), z)[0])
 
 
-def kl_hessian(at: Samples) -> KLHessian:
+def kl_hessian(at: "Problem") -> Hessian:
     """The true Fisher as ∇² E[KL(π_old ‖ π_θ)] at θ_old."""
-    head, z = at.policy.head, at.lin.z
-    return KLHessian.of(lambda theta: head.kl(z, at.policy.forward(theta, at.obs)).mean(), at.theta)
+    return Hessian.of(at.kl, at.theta)
+
+
+def hessian(at: "Problem") -> Hessian:
+    """No Fisher: ∇²loss at θ_old, for a Newton step, whose radius is still the true Fisher's."""
+    return at.hessian()
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Loss, KL, gradient and Fisher of one batch around the policy's θ_old, whose outputs are frozen here.
+    """Loss, KL, gradient and Fisher of one batch around the model's θ_old, whose outputs are frozen here.
 
-        loss(θ) = −E[ π_θ(a|s)/π_old(a|s) · A ] − c · E[ H(π_θ(·|s)) ]      surrogate, to be lowered
-        kl(θ)   =  E[ KL(π_old(·|s) ‖ π_θ(·|s)) ]                           nats
+        loss(θ) =  objective(z(θ))                          a policy's surrogate, or any other loss of the outputs
+        kl(θ)   =  E[ KL(π_old(·|s) ‖ π_θ(·|s)) ]           nats
 
-    Schulman et al. 2015 (TRPO), equations 13 and 14.
-
-    Args: curvature: gauss_newton, kl_hessian or empirical.  rows: indices (M,) of the samples that serve the
-          Fisher; None for all.  entropy_coef: c ≥ 0.  float64: the Fisher's products are.
+    Args: objective: (head, z_old, batch) ↦ loss(z).  curvature: gauss_newton, kl_hessian, empirical or hessian.
+          rows: indices (M,) of the samples that serve the curvature; None for all.
+          float64: the curvature's products are.
     """
 
-    policy: Policy
-    batch: Batch
-    curvature: Callable[[Samples], Fisher] = gauss_newton
+    model: Model | Policy
+    batch: Any  # Data, of the kind that the objective reads
+    objective: Callable[[Head, Tensor, Any], Loss] = surrogate
+    curvature: Callable[["Problem"], Fisher] = gauss_newton
     rows: Tensor | None = None
-    entropy_coef: float = 0.0
     float64: bool = False
 
     @property
     def theta(self) -> Tensor:
         """θ_old (P,)."""
-        return self.policy.theta
+        return self.model.theta
 
     @cached_property
     def lin(self) -> Linearization:
         """z + J dθ around θ_old; lin.z are the old policy's outputs (N, K)."""
-        return self.policy.linearize(self.theta, self.batch.obs)
+        return self.model.linearize(self.theta, self.batch.obs)
 
     @cached_property
-    def log_prob(self) -> Tensor:
-        """log π_old(a|s) (N,)."""
-        return self.policy.head.log_prob(self.lin.z, self.batch.action)
+    def _loss(self) -> Loss:
+        return self.objective(self.model.head, self.lin.z, self.batch)
 
     def loss(self, theta: Tensor) -> Tensor:
         """loss(θ), differentiable."""
-        return self._loss(self.policy.forward(theta, self.batch.obs))
+        return self._loss(self.model.forward(theta, self.batch.obs))
 
     def kl(self, theta: Tensor) -> Tensor:
         """kl(θ), differentiable."""
-        return self._kl(self.policy.forward(theta, self.batch.obs))
+        return self._kl(self.model.forward(theta, self.batch.obs))
 
     @torch.no_grad()
     def evaluate(self, theta: Tensor) -> tuple[float, float]:
         """(loss, kl) at θ, from one forward."""
-        z = self.policy.forward(theta, self.batch.obs)
+        z = self.model.forward(theta, self.batch.obs)
         return float(self._loss(z)), float(self._kl(z))
 
     @cached_property
@@ -138,21 +168,37 @@ class Problem:
 
     def entropy(self) -> float:
         """E[H(π_old)], nats."""
-        return float(self.policy.head.entropy(self.lin.z).mean())
+        return float(self.model.head.entropy(self.lin.z).mean())
+
+    def hessian(self) -> Hessian:
+        """∇²loss(θ_old), by differentiating twice; it may be indefinite."""
+        return Hessian.of(self.loss, self.theta)
+
+    @cached_property
+    def _sample(self) -> "Problem":
+        """The same on the curvature's samples, in its precision."""
+        model, batch = self.model, self.batch
+        if self.rows is not None:
+            batch = batch.take(self.rows)
+        if self.float64:
+            model = Model(model.net, model.head, model.theta.double())
+            batch = replace(batch, obs=batch.obs.double())
+        return self if batch is self.batch else replace(self, model=model, batch=batch, rows=None, float64=False)
+
+    @cached_property
+    def _system(self) -> Fisher:
+        return self.curvature(self._sample)
 
     @cached_property
     def _fisher(self) -> Fisher:
-        theta, obs, action, lin = self.theta, self.batch.obs, self.batch.action, self.lin
-        if self.rows is not None:
-            obs, action = obs[self.rows], action[self.rows]
-        if self.float64:
-            theta, obs = theta.double(), obs.double()
-        if self.rows is not None or self.float64:
-            lin = self.policy.linearize(theta, obs)
-        return self.curvature(Samples(self.policy, theta, obs, action, lin))
+        return gauss_newton(self._sample) if self.curvature is hessian else self._system
+
+    def system(self) -> Fisher:
+        """A of A d = −g: F itself, or with curvature=hessian that of the loss, for a Newton step."""
+        return self._system
 
     def fisher(self) -> Fisher:
-        """F at θ_old, as a mean over the Fisher's samples."""
+        """F at θ_old, the curvature of the KL, as a mean over the curvature's samples."""
         return self._fisher
 
     def update(self, step: Step, d: Solution | None = None) -> Update:
@@ -171,17 +217,25 @@ class Problem:
                 "solver/iterations": d.iterations, "solver/residual": d.residual,
                 "line_search/accepted": float(step.accepted), "line_search/tries": step.tries,
             }  # fmt: skip
+            if d.indefinite:
+                info["solver/indefinite"] = 1.0
             # No step to try: the F of a policy that is sure of its actions is 0 or indefinite to rounding, which
             # is no fault; an F that is not finite is one.
-            finite = finite and (step.tries > 0 or bool(self.fisher().mv(g).isfinite().all()))
+            sound = step.tries > 0 or bool((self.system().mv(g) + self.fisher().mv(g)).isfinite().all())
+            finite = finite and sound
         return Update(step.theta, info, finite)
 
-    def _loss(self, z: Tensor) -> Tensor:
-        ratio = torch.exp(self.policy.head.log_prob(z, self.batch.action) - self.log_prob)
-        loss = -(ratio * self.batch.adv).mean()
-        if self.entropy_coef:
-            loss = loss - self.entropy_coef * self.policy.head.entropy(z).mean()
-        return loss
-
     def _kl(self, z: Tensor) -> Tensor:
-        return self.policy.head.kl(self.lin.z, z).mean()
+        return self.model.head.kl(self.lin.z, z).mean()
+
+
+def likelihood(
+    model: Model | Policy, x: Tensor, y: Tensor, curvature: Callable[[Problem], Fisher] = gauss_newton,
+    rows: Tensor | None = None, float64: bool = False,
+) -> Problem:
+    """The problem of fitting p_θ(y|x):  loss(θ) = −E[log p_θ(y|x)],  kl(θ) = E[KL(p_old(·|x) ‖ p_θ(·|x))], nats.
+
+    Args: x (N, *X).  y (N, *A): as the model's head has its actions, such as labels (N,) int64 of a Categorical.
+          The others: of `Problem`.
+    """
+    return Problem(model, Data(x, y), negative_log_likelihood, curvature, rows, float64)

@@ -10,8 +10,8 @@ def trpo(problem: Problem, *, solve: Solver, delta: float, max_backtracks: int, 
 
     Args: solve: (F, b) ↦ Solution.  delta: KL radius, nats, > 0.  shrink: in (0, 1).
     """
-    F, g = problem.fisher(), problem.grad()
-    d = solve(F, -g)  # F d = −g
+    A, F, g = problem.system(), problem.fisher(), problem.grad()
+    d = solve(A, -g)  # A d = −g;  A is F, but for a Newton step
     full = to_radius(d, F, delta)  # ½ β² dᵀF d = δ
     step = backtrack(problem, full, delta=delta, shrink=shrink, max_backtracks=max_backtracks)
     return problem.update(step, d)

@@ -5,6 +5,8 @@ from typing import Annotated, Any, ClassVar, Literal, Union
 
 from pydantic import BaseModel, BeforeValidator, Field, GetPydanticSchema, JsonValue, create_model, model_validator
 
+from rl_natgrad.config.refusals import listing
+
 MAX_BATCH = 10_000_000  # samples per update; above it a slip of the keyboard is likelier than so much memory
 MAX_WEIGHTS = 100_000_000  # between hidden layers; a network of more takes gigabytes before it does anything
 DEPENDENT = ("optimizer", "solver", "fisher", "critic")  # the groups that only some algorithms have
@@ -117,10 +119,12 @@ OPTIMIZERS = _choices({
 SOLVERS = _choices({
     "identity": {},
     "cg": {"damping": NonNegative, "max_iter": Count, "tol": NonNegative, "float64": bool},
+    "steihaug": {"damping": NonNegative, "max_iter": Count, "tol": NonNegative},
     "cholesky": {"damping": NonNegative, "max_gib": Positive},
     "woodbury": {"damping": Positive, "max_gib": Positive},  # without damping its matrix is singular
     "pinv": {"rtol": Inside, "max_gib": Positive},
 })
+INDEFINITE_SOLVERS = ("steihaug", "pinv", "identity")  # those that give a direction for a matrix that is not PSD
 LAYERS = {"hidden": Sizes, "activation": Activation}
 CRITICS = _choices({
     "adam": {**LAYERS, "lr": Positive, "epochs": Count, "minibatch": Count},
@@ -133,7 +137,7 @@ CRITICS = _choices({
 
 class Fisher(Choice):
     """Which Fisher matrix, from what share of the batch."""
-    name: Literal["gauss_newton", "kl_hessian", "empirical"]
+    name: Literal["gauss_newton", "kl_hessian", "empirical", "hessian"]
     fraction: Fraction
 
 
@@ -236,7 +240,11 @@ class Config(Section):
             if (dict(self)[group] is None) == (group in self.algo.groups):
                 verb = "needs" if group in self.algo.groups else "has no"
                 raise ValueError(f"algo={self.algo.name} {verb} {group}")
-        if self.solver and self.solver.name == "woodbury" and self.fisher and self.fisher.name == "kl_hessian":
+        solver, fisher = (part and part.name for part in (self.solver, self.fisher))
+        if fisher == "hessian" and solver not in INDEFINITE_SOLVERS:
+            raise ValueError("fisher=hessian may be indefinite: solver must be "
+                             f"{listing(INDEFINITE_SOLVERS, 'or')}, got {solver}")
+        if solver == "woodbury" and fisher == "kl_hessian":
             raise ValueError("solver=woodbury needs a Fisher with rows: fisher must be gauss_newton or empirical, "
                              "got kl_hessian")
         if not 2 <= self.num_envs * self.horizon <= MAX_BATCH:
@@ -265,6 +273,6 @@ MODELS: dict[str, dict[str, type[Choice]]] = {
     "policy": {"mlp": Mlp, "cnn": Cnn},
     "optimizer": OPTIMIZERS,
     "solver": SOLVERS,
-    "fisher": dict.fromkeys(("gauss_newton", "kl_hessian", "empirical"), Fisher),
+    "fisher": dict.fromkeys(("gauss_newton", "kl_hessian", "empirical", "hessian"), Fisher),
     "critic": CRITICS,
 }

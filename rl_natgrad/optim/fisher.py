@@ -1,4 +1,4 @@
-"""Fisher operators F (P, P), as products v ↦ F v: means over N samples, undamped, as damping is the solve's."""
+"""Fishers F (P, P), and Hessians, as products v ↦ F v: means over N samples, undamped: damping is the solve's."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from rl_natgrad.optim.linearization import Linearization
 
 
 class Fisher(Protocol):
-    """A symmetric positive semi-definite (P, P) operator."""
+    """A symmetric (P, P) operator; positive semi-definite, unless it is the Hessian of a loss."""
 
     def mv(self, v: Tensor) -> Tensor:
         """F v: (P,) → (P,), done in F's precision and given in v's."""
@@ -73,25 +73,25 @@ def outer(lin: Linearization, b: Tensor) -> GaussNewton:
 
 
 @dataclass(frozen=True)
-class KLHessian:
-    """F = ∇² KL(π_old ‖ π_θ) at θ_old, by differentiating twice: the reference, and what others do.
+class Hessian:
+    """H = ∇² f at θ_old of a scalar f(θ), by differentiating twice; of the KL it is the Fisher.
 
     Pearlmutter 1994; Schulman et al. 2015 (TRPO), appendix C.1.
 
-    Args: gradient: ∇KL at θ_old (P,), still attached to its graph.  theta: the leaf it was taken at (P,).
+    Args: gradient: ∇f at θ_old (P,), still attached to its graph.  theta: the leaf it was taken at (P,).
     """
 
     gradient: Tensor
     theta: Tensor
 
     @classmethod
-    def of(cls, kl: Callable[[Tensor], Tensor], theta: Tensor) -> "KLHessian":
-        """The Hessian of kl(θ) at `theta`, whose graph is built once, here."""
+    def of(cls, f: Callable[[Tensor], Tensor], theta: Tensor) -> "Hessian":
+        """The Hessian of f(θ) at `theta`, whose graph is built once, here."""
         leaf = theta.detach().requires_grad_()
-        return cls(torch.autograd.grad(kl(leaf), leaf, create_graph=True)[0], leaf)
+        return cls(torch.autograd.grad(f(leaf), leaf, create_graph=True)[0], leaf)
 
     def mv(self, v: Tensor) -> Tensor:
-        """F v = ∇(∇KL · v)."""
+        """H v = ∇(∇f · v)."""
         u = v.to(self.theta.dtype)
         return torch.autograd.grad(self.gradient, self.theta, u, retain_graph=True)[0].to(v.dtype)
 
@@ -103,6 +103,6 @@ class KLHessian:
         """None."""
 
     def dense(self) -> Tensor:
-        """F (P, P), a product a column."""
+        """H (P, P), a product a column."""
         eye = torch.eye(self.theta.numel(), dtype=self.theta.dtype, device=self.theta.device)
         return torch.stack([self.mv(column) for column in eye])

@@ -7,7 +7,7 @@ unit, means the same for a policy whose Fisher is 1e-4 and one whose Fisher is 1
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ class Solution:
     iterations: int
     residual: float
     ok: bool
+    indefinite: bool = False
+    """Whether CG met a direction p of no or negative curvature, pᵀAp ≤ 0."""
 
 
 Solver = Callable[[Fisher, Tensor], Solution]
@@ -63,19 +65,41 @@ def cg(F: Fisher, b: Tensor, *, damping: float, max_iter: int, tol: float, float
              float64: in double precision, for a Fisher that is.
     Returns: ok is False where a product or an inner product was not finite, or pᵀAp ≤ 0.
     """
+    s = _conjugate_gradients(F, b, damping, max_iter, tol, float64)
+    return replace(s, ok=s.ok and not s.indefinite)
+
+
+def steihaug(F: Fisher, b: Tensor, *, damping: float, max_iter: int, tol: float) -> Solution:
+    """CG for an F that may be indefinite: at a p with pᵀAp ≤ 0 it leaves with the x so far, or b if there is none.
+
+    So x is always a direction of descent, xᵀb > 0 (b = −g).  Steihaug 1983; Nocedal & Wright, algorithm 7.2.
+    Differs: there is no radius here, and no way along p to its edge: to_radius and backtrack set the length.
+
+    Args:    of `cg`.
+    Returns: ok is False where a product or an inner product was not finite alone; `indefinite` says that it left.
+             The residual is CG's: 1 where x is b.
+    """
+    s = _conjugate_gradients(F, b, damping, max_iter, tol)
+    return replace(s, x=b.clone()) if s.indefinite and s.iterations == 0 else s
+
+
+def _conjugate_gradients(
+    F: Fisher, b: Tensor, damping: float, max_iter: int, tol: float, float64: bool = False
+) -> Solution:
+    """CG until it is done or meets pᵀAp ≤ 0, with the x so far."""
     given = b.dtype
     b = b.double() if float64 else b
     x, r, p = torch.zeros_like(b), b.clone(), b.clone()
     rr = bb = float(r @ r)
-    lam, ok, k = None, _finite(b), 0
+    lam, ok, indefinite, k = None, _finite(b), False, 0
     while ok and k < max_iter and rr > tol * tol * bb:
         Ap = F.mv(p)
         if lam is None:  # p is b: its product also gives the damping's unit
             lam = damping * float(p @ Ap) / bb
         Ap = Ap.add(p, alpha=lam)
         pAp = float(p @ Ap)
-        ok = 0 < pAp < float("inf")
-        if not ok:
+        ok, indefinite = math.isfinite(pAp), pAp <= 0
+        if indefinite or not ok:
             break
         alpha = rr / pAp
         x.add_(p, alpha=alpha)
@@ -84,7 +108,7 @@ def cg(F: Fisher, b: Tensor, *, damping: float, max_iter: int, tol: float, float
         p.mul_(rr / rr_old).add_(r)
         k += 1
     residual = (rr / bb) ** 0.5 if bb > 0 else 0.0
-    return Solution(x.to(given), k, residual, ok and _finite(x))
+    return Solution(x.to(given), k, residual, ok and _finite(x), ok and indefinite)
 
 
 def cholesky(F: Fisher, b: Tensor, *, damping: float, max_gib: float) -> Solution:

@@ -16,12 +16,22 @@ from rl_natgrad.algos.critic import AdamFit, Critic, LBFGSFit, NoCritic, Regress
 from rl_natgrad.algos.learner import Learner, Recipe
 from rl_natgrad.algos.npg import npg
 from rl_natgrad.algos.pg import PG
-from rl_natgrad.algos.problem import Problem, Samples, empirical, gauss_newton, kl_hessian
+from rl_natgrad.algos.problem import Problem, empirical, gauss_newton, hessian, kl_hessian, surrogate
 from rl_natgrad.algos.trpo import trpo
 from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.config.schema import Cnn, Config, Section
 from rl_natgrad.optim.fisher import Fisher
-from rl_natgrad.optim.solvers import Solution, TooLarge, cg, cholesky, identity, pinv, refuse_too_large, woodbury
+from rl_natgrad.optim.solvers import (
+    Solution,
+    TooLarge,
+    cg,
+    cholesky,
+    identity,
+    pinv,
+    refuse_too_large,
+    steihaug,
+    woodbury,
+)
 from rl_natgrad.policy.heads import Head
 from rl_natgrad.policy.mlp import MLP, Activation, Relu, Tanh
 from rl_natgrad.policy.networks import Network, ValueNetwork, cnn
@@ -42,10 +52,10 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam, "radam": torch.optim.RAdam,
 }  # fmt: skip
 SOLVERS: dict[str, Callable[..., Solution]] = {
-    "identity": identity, "cg": cg, "cholesky": cholesky, "woodbury": woodbury, "pinv": pinv
+    "identity": identity, "cg": cg, "steihaug": steihaug, "cholesky": cholesky, "woodbury": woodbury, "pinv": pinv
 }  # fmt: skip
-FISHERS: dict[str, Callable[[Samples], Fisher]] = {
-    "gauss_newton": gauss_newton, "kl_hessian": kl_hessian, "empirical": empirical
+FISHERS: dict[str, Callable[[Problem], Fisher]] = {
+    "gauss_newton": gauss_newton, "kl_hessian": kl_hessian, "empirical": empirical, "hessian": hessian
 }  # fmt: skip
 CRITICS: dict[str, Callable[..., Regression]] = {
     "adam": AdamFit, "lbfgs": LBFGSFit, "trust_region": TrustRegionFit
@@ -129,7 +139,8 @@ def build_algorithm(cfg: Config, policy: Policy) -> Algorithm:
     estimate = partial(estimate, **{key: options.pop(key) for key in ("gamma", "lam") if key in options})
     if cfg.optimizer is not None:
         rule = partial(OPTIMIZERS[cfg.optimizer.name], **cfg.optimizer.model_dump(exclude={"name"}))
-        return Algorithm(estimate, partial(Problem, **options), learn(policy.theta, rule))
+        problem = partial(Problem, objective=partial(surrogate, **options))
+        return Algorithm(estimate, problem, learn(policy.theta, rule))
     assert cfg.solver is not None and cfg.fisher is not None  # the schema sees to it
     settings = cfg.solver.model_dump(exclude={"name"})
     if "max_gib" in settings:
