@@ -2,9 +2,11 @@
 
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 from whole_runs import ROOT
 
 import rl_natgrad
@@ -43,6 +45,17 @@ def test_commands_are_accepted(page):
             command.parse(shlex.split(line, comments=True))
     for script in re.findall(r"python (scripts/\w+\.py)", text):
         assert (ROOT / script).is_file(), script
+
+
+def test_the_readmes_program_fits_its_classifier():
+    (block,) = re.findall(r"^ *```python\n(.*?)^ *```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    said: dict = {}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        exec(textwrap.dedent(block), said)
+    model, x, y = said["model"], said["x"], said["y"]
+    right = model.net.forward(model.theta, x).argmax(1) == y
+    assert right.double().mean() > 0.95 and said["update"].info["policy/loss_after"] < 0.1
 
 
 def test_indexes_name_every_page_and_script():

@@ -61,7 +61,7 @@ def to_radius(d: Solution, F: Fisher, delta: float, *, lr: float | None = None) 
 
     Schulman et al. 2015 (TRPO), appendix C.  Differs: F is undamped here, so δ is the predicted KL.
 
-    Args:    d: x (P,) with F x = −g.  F: mean over samples.  delta: KL radius, nats, > 0.
+    Args:    d: x (P,) with F x = −g, or H x = −g.  F: of the KL, mean over samples.  delta: KL radius, nats, > 0.
              lr: a fixed length instead of β, which then serves the prediction alone.
     Returns: None where there is no step: the solve failed, or dᵀF d is 0, negative or not finite.
     """
