@@ -48,7 +48,8 @@ def test_commands_are_accepted(page):
 
 
 def test_the_readmes_program_fits_its_classifier():
-    (block,) = re.findall(r"^ *```python\n(.*?)^ *```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    text = (ROOT / "README.md").read_text()
+    (block,) = re.findall(r"^ *```python\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
     said: dict = {}
     with torch.random.fork_rng():
         torch.manual_seed(0)
