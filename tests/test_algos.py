@@ -54,10 +54,12 @@ def surrogate(problem, theta) -> torch.Tensor:
 
 
 def solver(name: str):
-    options = {"cg": {"max_iter": 10, "tol": 1e-10}, "cholesky": {"max_gib": 1}, "woodbury": {"max_gib": 1}}
-    if name in options:
-        return partial(SOLVERS[name], damping=0.01, **options[name])
-    return identity if name == "identity" else partial(SOLVERS["pinv"], rtol=1e-6, max_gib=1)
+    if name == "identity":
+        return identity
+    if name in ("pinv", "svd"):
+        return partial(SOLVERS[name], rtol=1e-6, max_gib=1)
+    options = {"max_iter": 10, "tol": 1e-10} if name == "cg" else {"max_gib": 1}
+    return partial(SOLVERS[name], damping=0.01, **options)
 
 
 def test_accepted_trpo_steps_keep_their_promise_and_rejected_ones_keep_theta():

@@ -39,7 +39,7 @@ REFUSED = [
     ("algo=trpo optimizer=adam", "optimizer belongs to reinforce and pg; algo=trpo has solver, fisher and"),
     ("algo=reinforce critic=adam", "critic belongs to pg, npg and trpo; algo=reinforce has optimizer"),
     ("algo=reinforce algo.lam=0.9", "algo.lam belongs to pg, npg and trpo"),
-    ("solver=identity solver.damping=1", "belongs to cg, cholesky and woodbury; solver=identity has no keys"),
+    ("solver=identity solver.damping=1", "belongs to cg, cholesky, woodbury and diagonal; solver=identity has"),
     ("algo=pg optimizer=sgd optimizer.betas=[0,0]", "belongs to adam and radam; optimizer=sgd has lr"),
     # the choice is wrong
     ("algo=tpro", "algo must be npg, pg, reinforce or trpo, got 'tpro'; did you mean 'trpo'?"),
@@ -83,6 +83,7 @@ REFUSED = [
     ("algo=pg optimizer.betas=[0.9]", "optimizer.betas must be a list of 2"),
     ("solver=woodbury solver.damping=0", "solver.damping must be a number > 0, got 0"),
     ("solver=woodbury fisher=kl_hessian", "needs a Fisher with rows: fisher must be gauss_newton or"),
+    ("solver=svd fisher=kl_hessian", "solver=svd needs a Fisher with rows: fisher must be gauss_newton or"),
     ("env.kwargs=3", "env.kwargs must be a mapping"),
     ("runs_dir=", "runs_dir must be text"),
     ("fisher.fraction=0", "fisher.fraction must be a number > 0 and <= 1, got 0"),

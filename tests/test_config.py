@@ -16,7 +16,7 @@ from rl_natgrad.config.schema import Config
 GROUPS = {  # written down again, so that a file or a name that goes missing is noticed
     "algo": ["npg", "pg", "reinforce", "trpo"],
     "optimizer": ["adadelta", "adagrad", "adam", "momentum", "nag", "radam", "rmsprop", "sgd"],
-    "solver": ["cg", "cholesky", "identity", "pinv", "woodbury"],
+    "solver": ["cg", "cholesky", "diagonal", "identity", "pinv", "svd", "woodbury"],
     "fisher": ["empirical", "gauss_newton", "kl_hessian"],
     "policy": ["cnn", "mlp"],
     "critic": ["adam", "lbfgs", "none", "trust_region"],

@@ -120,7 +120,10 @@ SOLVERS = _choices({
     "cholesky": {"damping": NonNegative, "max_gib": Positive},
     "woodbury": {"damping": Positive, "max_gib": Positive},  # without damping its matrix is singular
     "pinv": {"rtol": Inside, "max_gib": Positive},
+    "svd": {"rtol": Inside, "max_gib": Positive},
+    "diagonal": {"damping": NonNegative, "max_gib": Positive},
 })
+NEEDS_ROWS, HAS_ROWS = ("woodbury", "svd"), ("gauss_newton", "empirical")  # solvers, and Fishers that are RᵀR
 LAYERS = {"hidden": Sizes, "activation": Activation}
 CRITICS = _choices({
     "adam": {**LAYERS, "lr": Positive, "epochs": Count, "minibatch": Count},
@@ -236,9 +239,10 @@ class Config(Section):
             if (dict(self)[group] is None) == (group in self.algo.groups):
                 verb = "needs" if group in self.algo.groups else "has no"
                 raise ValueError(f"algo={self.algo.name} {verb} {group}")
-        if self.solver and self.solver.name == "woodbury" and self.fisher and self.fisher.name == "kl_hessian":
-            raise ValueError("solver=woodbury needs a Fisher with rows: fisher must be gauss_newton or empirical, "
-                             "got kl_hessian")
+        solver, fisher = self.solver, self.fisher
+        if solver and fisher and solver.name in NEEDS_ROWS and fisher.name not in HAS_ROWS:
+            raise ValueError(f"solver={solver.name} needs a Fisher with rows: fisher must be "
+                             f"{' or '.join(HAS_ROWS)}, got {fisher.name}")
         if not 2 <= self.num_envs * self.horizon <= MAX_BATCH:
             raise ValueError(f"horizon × num_envs must be 2 to {MAX_BATCH:,} samples per update, "
                              f"got {self.horizon} × {self.num_envs}")

@@ -19,9 +19,20 @@ from rl_natgrad.algos.pg import PG
 from rl_natgrad.algos.problem import Problem, Samples, empirical, gauss_newton, kl_hessian
 from rl_natgrad.algos.trpo import trpo
 from rl_natgrad.config.refusals import ConfigError
-from rl_natgrad.config.schema import Cnn, Config, Section
+from rl_natgrad.config.schema import HAS_ROWS, Cnn, Config, Section
 from rl_natgrad.optim.fisher import Fisher
-from rl_natgrad.optim.solvers import Solution, TooLarge, cg, cholesky, identity, pinv, refuse_too_large, woodbury
+from rl_natgrad.optim.solvers import (
+    Solution,
+    TooLarge,
+    cg,
+    cholesky,
+    diagonal,
+    identity,
+    pinv,
+    refuse_too_large,
+    svd,
+    woodbury,
+)  # fmt: skip
 from rl_natgrad.policy.heads import Head
 from rl_natgrad.policy.mlp import MLP, Activation, Relu, Tanh
 from rl_natgrad.policy.networks import Network, ValueNetwork, cnn
@@ -42,7 +53,8 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam, "radam": torch.optim.RAdam,
 }  # fmt: skip
 SOLVERS: dict[str, Callable[..., Solution]] = {
-    "identity": identity, "cg": cg, "cholesky": cholesky, "woodbury": woodbury, "pinv": pinv
+    "identity": identity, "cg": cg, "cholesky": cholesky, "woodbury": woodbury, "pinv": pinv,
+    "svd": svd, "diagonal": diagonal,
 }  # fmt: skip
 FISHERS: dict[str, Callable[[Samples], Fisher]] = {
     "gauss_newton": gauss_newton, "kl_hessian": kl_hessian, "empirical": empirical
@@ -143,7 +155,7 @@ def _refuse_too_large(cfg: Config, policy: Policy, max_gib: float) -> None:
     """A dense solver's matrix is known before the first rollout, but for the few rows that are resets."""
     assert cfg.solver is not None and cfg.fisher is not None
     rank = 1 if cfg.fisher.name == "empirical" else policy.head.rank
-    rows = max(1, round(cfg.fisher.fraction * cfg.num_envs * cfg.horizon)) * rank
+    rows = max(1, round(cfg.fisher.fraction * cfg.num_envs * cfg.horizon)) * rank * (cfg.fisher.name in HAS_ROWS)
     try:
         refuse_too_large(cfg.solver.name, rows, policy.theta.numel(), max_gib)
     except TooLarge as error:
