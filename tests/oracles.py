@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from rl_natgrad.algos.problem import Batch, Problem
 from rl_natgrad.policy.heads import Bernoulli, Categorical, DiagGaussian, MultiDiscrete
-from rl_natgrad.policy.mlp import MLP, Tanh
+from rl_natgrad.policy.mlp import MLP, Relu, Sigmoid, Tanh
 from rl_natgrad.policy.policy import Policy, with_head
 
 HEADS = {
@@ -102,7 +102,7 @@ def reference_forward(net, theta: Tensor, x: Tensor) -> Tensor:
         W, b = theta[start : start + i * o].reshape(o, i), theta[start + i * o : start + (i + 1) * o]
         x, start = functional.linear(x, W, b), start + (i + 1) * o
         if k < len(net.sizes) - 2:
-            x = torch.tanh(x) if net.activation is Tanh else torch.relu(x)
+            x = {Tanh: torch.tanh, Relu: torch.relu, Sigmoid: torch.sigmoid}[net.activation](x)
     return x
 
 

@@ -54,7 +54,7 @@ REFUSED = [
     ("env.id=CartPol-v1", "did you mean 'CartPole-v1'?"),
     ("env=mod:Name-v0", "write env.allow_import=true"),
     ("env.backend=asinc", "env.backend must be auto, sync, async, split, native or envpool, got 'asinc'"),
-    ("policy.activation=gelu", "policy.activation must be tanh or relu, got 'gelu'"),
+    ("policy.activation=gelu", "policy.activation must be tanh, relu or sigmoid, got 'gelu'"),
     ("device=gpu", "device must be cpu, cuda or cuda:N, got 'gpu'"),
     # the value is wrong
     ("algo.delta=-0.01", "algo.delta must be a number > 0, got -0.01"),

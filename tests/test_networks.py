@@ -6,7 +6,7 @@ from torch import nn
 
 from rl_natgrad.optim.fisher import GaussNewton
 from rl_natgrad.policy import mlp
-from rl_natgrad.policy.mlp import MLP, Relu
+from rl_natgrad.policy.mlp import MLP, Relu, Sigmoid
 from rl_natgrad.policy.networks import ModuleNetwork, WithFree, cnn
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -25,6 +25,7 @@ def module_mlp() -> ModuleNetwork:
 MLPS = {
     "tanh": MLP((3, 5, 4, 2)),
     "relu": MLP((3, 5, 4, 2), Relu),
+    "sigmoid": MLP((3, 5, 4, 2), Sigmoid),
     "linear": MLP((3, 2)),
     "one hidden": MLP((3, 6, 1)),
     "wide input": MLP((9, 4, 2)),

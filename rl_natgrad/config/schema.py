@@ -28,7 +28,7 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 LogStd = Annotated[float, Field(ge=-20, le=2)]
 Betas = Annotated[list[Decay], Field(min_length=2, max_length=2)]
 Sizes = Annotated[list[Size], Field(max_length=16)]
-Activation = Literal["tanh", "relu"]
+Activation = Literal["tanh", "relu", "sigmoid"]
 Text = Annotated[str, Field(min_length=1, description="text of at least one character")]
 Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:\d{1,3})?)$", description="cpu, cuda or cuda:N")]
 EnvId = Annotated[str, Field(pattern=r"^([\w.]+:)?([\w-]+/)?\w[\w.-]*$",

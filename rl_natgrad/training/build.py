@@ -34,7 +34,7 @@ from rl_natgrad.optim.solvers import (
     woodbury,
 )  # fmt: skip
 from rl_natgrad.policy.heads import Head
-from rl_natgrad.policy.mlp import MLP, Activation, Relu, Tanh
+from rl_natgrad.policy.mlp import MLP, Activation, Relu, Sigmoid, Tanh
 from rl_natgrad.policy.networks import Network, ValueNetwork, cnn
 from rl_natgrad.policy.policy import Policy, head_for, with_head
 from rl_natgrad.rollout.collector import Rollout
@@ -62,7 +62,7 @@ FISHERS: dict[str, Callable[[Samples], Fisher]] = {
 CRITICS: dict[str, Callable[..., Regression]] = {
     "adam": AdamFit, "lbfgs": LBFGSFit, "trust_region": TrustRegionFit
 }  # fmt: skip
-ACTIVATIONS: dict[str, Activation] = {"tanh": Tanh, "relu": Relu}
+ACTIVATIONS: dict[str, Activation] = {"tanh": Tanh, "relu": Relu, "sigmoid": Sigmoid}
 
 
 @dataclass(frozen=True)
