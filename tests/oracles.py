@@ -13,6 +13,7 @@ from torch.nn import functional
 from rl_natgrad.algos.problem import Batch, Problem
 from rl_natgrad.policy.heads import Bernoulli, Categorical, DiagGaussian, MultiDiscrete
 from rl_natgrad.policy.mlp import MLP, Relu, Sigmoid, Tanh
+from rl_natgrad.policy.networks import Biased
 from rl_natgrad.policy.policy import Policy, with_head
 
 HEADS = {
@@ -20,6 +21,7 @@ HEADS = {
     "multidiscrete": MultiDiscrete((2, 4, 3)),
     "bernoulli": Bernoulli(3),
     "gaussian": DiagGaussian(2),
+    "state gaussian": DiagGaussian(2, "state"),
 }
 DISCRETE = ("categorical", "multidiscrete", "bernoulli")
 each_head = pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
@@ -94,6 +96,8 @@ def all_actions(head) -> Tensor:
 
 def reference_forward(net, theta: Tensor, x: Tensor) -> Tensor:
     """An MLP's outputs (with free ones, WithFree) by torch's own layers."""
+    if isinstance(net, Biased):
+        return reference_forward(net.net, theta, x)
     if not isinstance(net, MLP):
         body = reference_forward(net.net, theta[: -net.n], x)
         return torch.cat([body, theta[-net.n :].expand(len(x), net.n)], 1)

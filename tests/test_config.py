@@ -226,7 +226,8 @@ WOODBURY = {"name": "woodbury", "damping": 0.1, "max_gib": 2.0}
     ({"eval": 3}, "eval must be"),
     ({"eval": {"episodes": 3}}, "eval.every is missing"),
     ({"runs_dir": None}, "runs_dir must be"),
-    ({"policy": {"name": "mlp", "hidden": [10**9], "activation": "tanh", "log_std": 0.0}}, "policy.hidden"),
+    ({"policy": {"name": "mlp", "hidden": [10**9], "activation": "tanh", "std": "free", "log_std": 0.0}},
+     "policy.hidden"),
     ({"num_envs": 60_000, "horizon": 10**9}, "horizon × num_envs"),
 ])  # fmt: skip
 def test_a_hostile_file_is_refused(change, part):

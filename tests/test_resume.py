@@ -25,12 +25,14 @@ RECIPES = {
     "not-normalised": ["algo=trpo", "env.normalize_obs=false", "env.normalize_return=false"],
     "evaluated": ["algo=trpo", "eval.every=2"],
     "multi-binary-free": ["algo=pg", "env=Pendulum"],
+    "sigma-of-the-state": ["algo=trpo", "env=Pendulum", "policy.std=state"],
     "async": ["algo=trpo", "env.backend=async"],
     "split": ["algo=trpo", "env.backend=split"],
 }
 BIG = "reinforce", "pg-adam", "npg-cg", "trpo-gauss_newton"
 FAST = (
     *BIG, "pg-momentum", "critic-lbfgs", "critic-trust_region", "sampled-fisher", "evaluated", "async", "split",
+    "sigma-of-the-state",
 )  # fmt: skip
 
 

@@ -145,6 +145,7 @@ class Mlp(Choice):
     name: Literal["mlp"]
     hidden: Sizes
     activation: Activation
+    std: Literal["free", "state"]
     log_std: LogStd
 
 
@@ -155,6 +156,7 @@ class Cnn(Choice):
     kernels: Sizes
     strides: Sizes
     hidden: Size
+    std: Literal["free", "state"]
     log_std: LogStd
 
     @model_validator(mode="after")

@@ -204,6 +204,20 @@ class WithFree:
         return forward
 
 
+class Biased:
+    """The network `net` whose last n outputs start at `start`, by their bias: a Gaussian's log σ."""
+
+    def __init__(self, net: ValueNetwork, n: int, start: float):
+        self.net, self.n, self.start, self.size = net, n, start, net.size
+        self.forward, self.linearize, self.compile = net.forward, net.linearize, net.compile
+
+    def init(self, generator: torch.Generator) -> Tensor:
+        """θ at the start of training, (P,)."""
+        theta = self.net.init(generator)
+        self.net.last_layer(theta)[1][-self.n :] = self.start
+        return theta
+
+
 class LinearizedWithFree:
     """z + J dθ of a `WithFree`."""
 

@@ -109,7 +109,7 @@ def build_policy(
 
     theta: its parameters; drawn from the run's seed where there are none yet.
     """
-    head = head_for(action_space)
+    head = _head(cfg, action_space)
     net = _policy_network(cfg, obs_space, head)
     normalize = cfg.env.normalize_obs and obs_space.dtype != np.uint8  # networks scale images themselves
     observe = ObservationNormalizer(obs_space.shape) if normalize else Unchanged()
@@ -119,7 +119,7 @@ def build_policy(
 def policy_size(cfg: Config, obs_space: spaces.Box, action_space: spaces.Space) -> int:
     """P, at no cost: a configuration from elsewhere may ask for a network that fits no memory."""
     with torch.device("meta"):
-        return _policy_network(cfg, obs_space, head_for(action_space)).size
+        return _policy_network(cfg, obs_space, _head(cfg, action_space)).size
 
 
 def build_critic(cfg: Config, obs_space: spaces.Box) -> Critic | NoCritic:
@@ -159,6 +159,13 @@ def _refuse_too_large(cfg: Config, policy: Policy, max_gib: float) -> None:
     try:
         refuse_too_large(cfg.solver.name, rows, policy.theta.numel(), max_gib)
     except TooLarge as error:
+        raise ConfigError(str(error)) from None
+
+
+def _head(cfg: Config, action_space: spaces.Space) -> Head:
+    try:
+        return head_for(action_space, cfg.policy.std)
+    except ValueError as error:
         raise ConfigError(str(error)) from None
 
 
