@@ -97,6 +97,27 @@ def test_evaluation_in_between_changes_nothing(make, learner):
     assert fingerprint(a, rows_a) == fingerprint(b, rows_b)
 
 
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_an_update_in_halves_measured_in_between_is_the_update(make, learner):
+    options = ["fisher.fraction=0.5"] if learner in KL_STEPS else []
+    a, b = make(learner, *options), make(learner, *options)
+    rows, halves = iterate(a, 4), []
+    for _ in range(4):
+        gathered = b.gather()
+        if len(gathered.batch.obs):
+            problem = b.problem(gathered.batch)
+            assert len(gathered.batch.obs) <= gathered.rollout.steps
+            assert problem.rows is None and problem.fisher().mv(problem.grad()).isfinite().all()
+        halves.append(b.learn_from(gathered))
+        assert halves[-1].keys() == rows[len(halves) - 1].keys()
+        assert halves[-1]["time/collect"] == gathered.seconds["time/collect"]
+        assert halves[-1]["time/update"] >= gathered.seconds["time/update"]
+    assert fingerprint(a, rows) == fingerprint(b, halves)
+    if learner in KL_STEPS:  # the measured Fisher is that of all samples, and the update's of the rows it draws
+        problem = b.problem(gathered.batch, rows=torch.tensor([1, 4]))
+        assert problem.fisher().shape()[0] == 2
+
+
 def test_evaluation_is_of_the_episodes_asked_for(make):
     run = make("trpo", "num_envs=2", "eval.episodes=5", env="Pendulum")
     info = run.evaluate()
