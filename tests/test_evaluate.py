@@ -26,6 +26,7 @@ FOLDERS = {
     "CartPole": ["env=CartPole"],
     "Pendulum": ["env=Pendulum", "env.backend=sync"],
     "Pendulum, σ of the state": ["env=Pendulum", "policy.std=state"],
+    "Pendulum in float64": ["env=Pendulum", "dtype=float64"],
     "Counting": ["env=environments:Counting-v0", *MODULE],
     "Misbehaving": ["env=environments:Misbehaving-v0", *MODULE, "eval.episodes=2",
                     "env.kwargs={how: not at all}", "env.timeout=1"],

@@ -126,6 +126,27 @@ def test_evaluation_is_of_the_episodes_asked_for(make):
     assert info["eval/return"] != info["eval/return_stochastic"]
 
 
+@pytest.mark.parametrize("env", ["CartPole", "Pendulum"])
+@pytest.mark.parametrize("options", [[], ["env.normalize_obs=false"], ["critic=lbfgs"], ["critic=trust_region"]])
+@pytest.mark.parametrize("learner", KL_STEPS)
+def test_a_run_in_float64_is_in_float64_and_leaves_torchs_default_alone(make, learner, options, env):
+    run, single = (make(learner, *options, f"dtype={dtype}", env=env) for dtype in ("float64", "float32"))
+    assert torch.equal(run.policy.theta, single.policy.theta.double())  # the same start
+    gathered = run.gather()
+    batch, problem = gathered.batch, run.problem(gathered.batch)
+    floats = [run.policy.theta, run.critic.theta, batch.obs, batch.adv, problem.grad(), problem.fisher().dense()]
+    assert {tensor.dtype for tensor in floats} == {torch.float64}
+    assert batch.action.dtype == (torch.float64 if env == "Pendulum" else torch.int64)
+    half = single.problem(single.gather().batch)  # the actions differ by rounding, where they are numbers
+    torch.testing.assert_close(problem.grad(), half.grad().double(), rtol=1e-3, atol=1e-4)
+    assert not torch.equal(problem.grad(), half.grad().double())
+    run.learn_from(gathered)
+    iterate(run, 2)
+    assert run.policy.theta.dtype == run.critic.theta.dtype == torch.float64
+    assert not torch.equal(run.policy.theta, run.policy.theta.float().double())
+    assert torch.get_default_dtype() == torch.float32
+
+
 # --- going on -------------------------------------------------------------------------------------
 
 CONTINUED = [("CartPole", "auto"), ("CartPole", "sync"), ("Pendulum", "sync")]

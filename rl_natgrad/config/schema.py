@@ -214,6 +214,7 @@ class Config(Section):
     num_envs: Size
     horizon: Count
     device: Device
+    dtype: Literal["float32", "float64"]
     torch_threads: Size
     runs_dir: Text
     resume: Text | None

@@ -25,7 +25,7 @@ class Network(Protocol):
         """P."""
 
     def init(self, generator: torch.Generator) -> Tensor:
-        """θ at the start of training, (P,) float32."""
+        """θ at the start of training, (P,), in torch's default dtype."""
 
     def forward(self, theta: Tensor, x: Tensor) -> Tensor:
         """z (N, K), differentiable in θ."""
@@ -91,7 +91,7 @@ class ModuleNetwork:
 
     def forward(self, theta: Tensor, x: Tensor) -> Tensor:
         """z (N, K), differentiable in θ."""
-        return torch.func.functional_call(self.module, self._named(theta), (x,))
+        return torch.func.functional_call(self.module, self._named(theta), (x.to(theta.dtype),))
 
     def linearize(self, theta: Tensor, x: Tensor) -> AutogradLinearization:
         """z + J dθ around θ."""
@@ -165,7 +165,7 @@ class Scale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x / 255."""
-        return (x if x.is_floating_point() else x.to(torch.get_default_dtype())) / 255
+        return x / 255
 
 
 class WithFree:

@@ -62,6 +62,7 @@ FISHERS: dict[str, Callable[[Samples], Fisher]] = {
 CRITICS: dict[str, Callable[..., Regression]] = {
     "adam": AdamFit, "lbfgs": LBFGSFit, "trust_region": TrustRegionFit
 }  # fmt: skip
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
 ACTIVATIONS: dict[str, Activation] = {"tanh": Tanh, "relu": Relu, "sigmoid": Sigmoid}
 
 
@@ -112,7 +113,7 @@ def build_policy(
     head = _head(cfg, action_space)
     net = _policy_network(cfg, obs_space, head)
     normalize = cfg.env.normalize_obs and obs_space.dtype != np.uint8  # networks scale images themselves
-    observe = ObservationNormalizer(obs_space.shape) if normalize else Unchanged()
+    observe = ObservationNormalizer(obs_space.shape, np.dtype(cfg.dtype)) if normalize else Unchanged()
     return Policy(net, head, _theta(cfg, net, "policy") if theta is None else theta, observe)
 
 
@@ -187,4 +188,4 @@ def _network(cfg: Config, part: Section, obs_space: spaces.Box, outputs: int, *,
 def _theta(cfg: Config, net: Network, part: str) -> torch.Tensor:
     seeds = generator(cfg.seed, "parameters").integers(2**63, size=2)
     rng = torch.Generator().manual_seed(int(seeds[("policy", "critic").index(part)]))
-    return net.init(rng).to(cfg.device)
+    return net.init(rng).to(cfg.device, DTYPES[cfg.dtype])  # of either dtype the same start

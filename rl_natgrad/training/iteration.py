@@ -91,19 +91,19 @@ class Training:
 
     def batch(self, rollout: Rollout) -> Batch:
         """The rollout's steps with their advantages and returns."""
-        cfg, device = self.cfg, self.cfg.device
+        cfg, device, dtype = self.cfg, self.cfg.device, build.DTYPES[self.cfg.dtype]
         T, B = rollout.reward.shape
         flat = rollout.obs.reshape((T + 1) * B, *rollout.obs.shape[2:])
-        obs = as_tensor(self.policy.observe(flat), device)
+        obs = as_tensor(self.policy.observe(flat), device, dtype)
         value = self.critic.values(obs).cpu().numpy().astype(np.float64).reshape(T + 1, B)
         adv, ret, rows = self.algorithm.estimate(rollout, value)
         adv = adv[rows]
         if cfg.algo.normalize_adv and len(adv):
             adv = (adv - adv.mean()) / (adv.std() + 1e-8)
         kept = torch.from_numpy(np.flatnonzero(rows)).to(device)
-        action = as_tensor(rollout.action[rows], device)
+        action = as_tensor(rollout.action[rows], device, dtype)
         return Batch(
-            obs[: T * B][kept], action, as_tensor(adv, device),
+            obs[: T * B][kept], action, as_tensor(adv, device, dtype),
             ret=torch.from_numpy(ret[rows]).to(device), value=torch.from_numpy(value[:-1][rows]).to(device),
         )  # fmt: skip
 
@@ -175,11 +175,10 @@ class _Clock:
         self.laps[name], self._last = self.laps.get(name, 0.0) + now - self._last, now
 
 
-def as_tensor(array: NDArray, device: torch.device | str) -> torch.Tensor:
-    """An array as a tensor on a device: floats in torch's default precision, other dtypes as they are."""
+def as_tensor(array: NDArray, device: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """An array as a tensor on a device: floats in `dtype`, others as they are."""
     tensor = torch.from_numpy(array)
-    dtype = torch.get_default_dtype() if tensor.is_floating_point() else tensor.dtype
-    return tensor.to(device, dtype)
+    return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
 
 
 def _check_device(device: str) -> None:
