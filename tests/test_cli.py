@@ -40,7 +40,7 @@ REFUSED = [
     ("algo=reinforce critic=adam", "critic belongs to pg, npg and trpo; algo=reinforce has optimizer"),
     ("algo=reinforce algo.lam=0.9", "algo.lam belongs to pg, npg and trpo"),
     ("solver=identity solver.damping=1", "belongs to cg, cholesky, woodbury and diagonal; solver=identity has"),
-    ("algo=pg optimizer=sgd optimizer.betas=[0,0]", "belongs to adam and radam; optimizer=sgd has lr"),
+    ("algo=pg optimizer=sgd optimizer.betas=[0,0]", "belongs to adam, radam and adamp; optimizer=sgd has lr"),
     # the choice is wrong
     ("algo=tpro", "algo must be npg, pg, reinforce or trpo, got 'tpro'; did you mean 'trpo'?"),
     ("algo=TRPO", "did you mean 'trpo'?"),

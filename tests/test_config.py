@@ -15,7 +15,7 @@ from rl_natgrad.config.schema import Config
 
 GROUPS = {  # written down again, so that a file or a name that goes missing is noticed
     "algo": ["npg", "pg", "reinforce", "trpo"],
-    "optimizer": ["adadelta", "adagrad", "adam", "momentum", "nag", "radam", "rmsprop", "sgd"],
+    "optimizer": ["adadelta", "adagrad", "adam", "adamp", "momentum", "nag", "radam", "rmsprop", "sgd"],
     "solver": ["cg", "cholesky", "diagonal", "identity", "pinv", "svd", "woodbury"],
     "fisher": ["empirical", "gauss_newton", "kl_hessian"],
     "policy": ["cnn", "mlp"],
@@ -217,7 +217,7 @@ WOODBURY = {"name": "woodbury", "damping": 0.1, "max_gib": 2.0}
     ({"algo": {}}, "algo.name must be"),
     ({"algo": 3}, "algo"),
     ({"solver": None}, "algo=trpo needs solver"),
-    ({"optimizer": {"name": "sgd", "lr": 0.1}}, "algo=trpo has no optimizer"),
+    ({"optimizer": {"name": "sgd", "lr": 0.1, "warmup": 0}}, "algo=trpo has no optimizer"),
     ({"fisher": {"name": "exact", "fraction": 1.0}}, "fisher.name must be"),
     ({"fisher": {"name": "kl_hessian", "fraction": 1.0}, "solver": WOODBURY}, "needs a Fisher with rows"),
     ({"fisher": {"name": "empirical", "fraction": 1.0, "empirical": 1}}, "unknown key 'fisher.empirical'"),

@@ -21,6 +21,7 @@ RECIPES = {
     **{f"npg-{name}": ["algo=npg", f"solver={name}"] for name in compose.choices()["solver"]},
     **{f"trpo-{name}": ["algo=trpo", f"fisher={name}"] for name in compose.choices()["fisher"]},
     **{f"critic-{name}": ["algo=trpo", f"critic={name}"] for name in compose.choices()["critic"]},
+    "warm-up": ["algo=pg", "optimizer=sgd", "optimizer.warmup=6"],
     "sampled-fisher": ["algo=trpo", "fisher.fraction=0.3"],
     "not-normalised": ["algo=trpo", "env.normalize_obs=false", "env.normalize_return=false"],
     "evaluated": ["algo=trpo", "eval.every=2"],
@@ -34,7 +35,7 @@ RECIPES = {
 BIG = "reinforce", "pg-adam", "npg-cg", "trpo-gauss_newton"
 FAST = (
     *BIG, "pg-momentum", "critic-lbfgs", "critic-trust_region", "sampled-fisher", "evaluated", "async", "split",
-    "sigma-of-the-state", "float64", "float64-not-normalised",
+    "sigma-of-the-state", "warm-up", "float64", "float64-not-normalised",
 )  # fmt: skip
 
 

@@ -167,9 +167,10 @@ def test_a_loaded_run_goes_on_as_the_whole_one(make, learner, env, backend):
     assert fingerprint(later, iterate(later, 3)) == fingerprint(whole, rows)
 
 
-@pytest.mark.parametrize("optimizer", ["momentum", "nag", "adagrad", "adadelta", "rmsprop", "radam"])
-def test_every_optimizer_goes_on(make, optimizer):
-    whole, later = (make("pg", f"optimizer={optimizer}") for _ in range(2))
+@pytest.mark.parametrize("optimizer", ["momentum", "nag", "adagrad", "adadelta", "rmsprop", "radam", "adamp"])
+@pytest.mark.parametrize("warmup", [0, 5])
+def test_every_optimizer_goes_on(make, optimizer, warmup):
+    whole, later = (make("pg", f"optimizer={optimizer}", f"optimizer.warmup={warmup}") for _ in range(2))
     iterate(whole, 3)
     state.load(later, state.of(whole))
     assert fingerprint(later, iterate(later, 3)) == fingerprint(whole, iterate(whole, 3))

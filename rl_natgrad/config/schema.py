@@ -1,5 +1,6 @@
 """The schema of everything configs/ may say: each key, its type and its range. Values live in YAML alone."""
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Union
 
@@ -46,11 +47,11 @@ class Choice(Section):
     name: str
 
 
-def _choices(table: dict[str, dict[str, Any]]) -> dict[str, type[Choice]]:
-    """A model for each name, with the name and the keys that the table gives it."""
+def _choices(table: dict[str, dict[str, Any]], every: Mapping[str, Any] = {}) -> dict[str, type[Choice]]:
+    """A model for each name, with the name, the keys that the table gives it, and those of `every` one."""
     found = {}
     for name, kinds in table.items():
-        keys: dict[str, Any] = {key: (kind, ...) for key, kind in kinds.items()}
+        keys: dict[str, Any] = {key: (kind, ...) for key, kind in {**kinds, **every}.items()}
         found[name] = create_model(name, __base__=Choice, **{"name": (Literal[name], ...), **keys})
     return found
 
@@ -113,7 +114,8 @@ OPTIMIZERS = _choices({
     "rmsprop": {"lr": Positive, "alpha": Decay, "momentum": Decay, "eps": Positive},
     "adam": ADAM,
     "radam": ADAM,
-})
+    "adamp": {**ADAM, "delta": NonNegative},
+}, every={"warmup": Natural})
 SOLVERS = _choices({
     "identity": {},
     "cg": {"damping": NonNegative, "max_iter": Count, "tol": NonNegative, "float64": bool},

@@ -115,6 +115,7 @@ class MLP:
         for i, o in pairwise(sizes):
             start, self.size = self.size, self.size + (i + 1) * o
             self._places.append((slice(start, self.size - o), (o, i), slice(self.size - o, self.size)))
+        self.tensors = [place for W, shape, b in self._places for place in ((W, shape), (b, shape[:1]))]
 
     def layers(self, theta: Array) -> list[tuple[Array, Array]]:
         """[(W (out, in), b (out,)), …], views of θ."""

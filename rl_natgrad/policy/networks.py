@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rl_natgrad.optim.linearization import Along, Linearization
 
 Forward = Callable[[NDArray], NDArray]
+Place = tuple[slice, tuple[int, ...]]
 
 
 class Network(Protocol):
@@ -23,6 +24,10 @@ class Network(Protocol):
     @property
     def size(self) -> int:
         """P."""
+
+    @property
+    def tensors(self) -> Sequence[Place]:
+        """Where θ holds each tensor, and its shape, in order."""
 
     def init(self, generator: torch.Generator) -> Tensor:
         """θ at the start of training, (P,), in torch's default dtype."""
@@ -82,7 +87,10 @@ class ModuleNetwork:
     def __init__(self, module: nn.Module, initialize: Callable[[nn.Module, torch.Generator], None]):
         self.module, self._initialize = module, initialize
         self._shapes = {name: p.shape for name, p in module.named_parameters()}
-        self.size = sum(shape.numel() for shape in self._shapes.values())
+        self.size, self.tensors = 0, []
+        for shape in self._shapes.values():
+            start, self.size = self.size, self.size + shape.numel()
+            self.tensors.append((slice(start, self.size), tuple(shape)))
 
     def init(self, generator: torch.Generator) -> Tensor:
         """θ at the start of training, (P,)."""
@@ -173,6 +181,7 @@ class WithFree:
 
     def __init__(self, net: Network, n: int, start: float):
         self.net, self.n, self.start, self.size = net, n, start, net.size + n
+        self.tensors = [*net.tensors, (slice(net.size, self.size), (n,))]
 
     def init(self, generator: torch.Generator) -> Tensor:
         """θ at the start of training, (P,)."""
@@ -208,7 +217,7 @@ class Biased:
     """The network `net` whose last n outputs start at `start`, by their bias: a Gaussian's log σ."""
 
     def __init__(self, net: ValueNetwork, n: int, start: float):
-        self.net, self.n, self.start, self.size = net, n, start, net.size
+        self.net, self.n, self.start, self.size, self.tensors = net, n, start, net.size, net.tensors
         self.forward, self.linearize, self.compile = net.forward, net.linearize, net.compile
 
     def init(self, generator: torch.Generator) -> Tensor:

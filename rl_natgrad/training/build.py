@@ -20,6 +20,7 @@ from rl_natgrad.algos.problem import Problem, Samples, empirical, gauss_newton, 
 from rl_natgrad.algos.trpo import trpo
 from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.config.schema import HAS_ROWS, Cnn, Config, Section
+from rl_natgrad.optim.first_order import AdamP
 from rl_natgrad.optim.fisher import Fisher
 from rl_natgrad.optim.solvers import (
     Solution,
@@ -50,7 +51,7 @@ ALGORITHMS: dict[str, tuple[Callable[..., Estimate], Callable[..., Any]]] = {
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD, "momentum": torch.optim.SGD, "nag": partial(torch.optim.SGD, nesterov=True),
     "adagrad": torch.optim.Adagrad, "adadelta": torch.optim.Adadelta, "rmsprop": torch.optim.RMSprop,
-    "adam": torch.optim.Adam, "radam": torch.optim.RAdam,
+    "adam": torch.optim.Adam, "radam": torch.optim.RAdam, "adamp": AdamP,
 }  # fmt: skip
 SOLVERS: dict[str, Callable[..., Solution]] = {
     "identity": identity, "cg": cg, "cholesky": cholesky, "woodbury": woodbury, "pinv": pinv,
@@ -141,8 +142,12 @@ def build_algorithm(cfg: Config, policy: Policy) -> Algorithm:
     options = cfg.algo.model_dump(exclude={"name", "normalize_adv"})
     estimate = partial(estimate, **{key: options.pop(key) for key in ("gamma", "lam") if key in options})
     if cfg.optimizer is not None:
-        rule = partial(OPTIMIZERS[cfg.optimizer.name], **cfg.optimizer.model_dump(exclude={"name"}))
-        return Algorithm(estimate, partial(Problem, **options), learn(policy.theta, rule))
+        keys = cfg.optimizer.model_dump(exclude={"name"})
+        warmup = keys.pop("warmup")
+        if cfg.optimizer.name == "adamp":
+            keys["tensors"] = policy.net.tensors
+        rule = partial(OPTIMIZERS[cfg.optimizer.name], **keys)
+        return Algorithm(estimate, partial(Problem, **options), learn(policy.theta, rule, warmup))
     assert cfg.solver is not None and cfg.fisher is not None  # the schema sees to it
     settings = cfg.solver.model_dump(exclude={"name"})
     if "max_gib" in settings:
