@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from rl_natgrad.algos.problem import Batch, Problem, surrogate
 from rl_natgrad.policy.heads import Bernoulli, Categorical, DiagGaussian, MultiDiscrete
-from rl_natgrad.policy.mlp import MLP, Tanh
+from rl_natgrad.policy.mlp import MLP, Relu, Sigmoid, Tanh
+from rl_natgrad.policy.networks import Biased
 from rl_natgrad.policy.policy import Policy, with_head
 
 HEADS = {
@@ -21,6 +22,7 @@ HEADS = {
     "multidiscrete": MultiDiscrete((2, 4, 3)),
     "bernoulli": Bernoulli(3),
     "gaussian": DiagGaussian(2),
+    "state gaussian": DiagGaussian(2, "state"),
 }
 DISCRETE = ("categorical", "multidiscrete", "bernoulli")
 each_head = pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
@@ -95,6 +97,8 @@ def all_actions(head) -> Tensor:
 
 def reference_forward(net, theta: Tensor, x: Tensor) -> Tensor:
     """An MLP's outputs (with free ones, WithFree) by torch's own layers."""
+    if isinstance(net, Biased):
+        return reference_forward(net.net, theta, x)
     if not isinstance(net, MLP):
         body = reference_forward(net.net, theta[: -net.n], x)
         return torch.cat([body, theta[-net.n :].expand(len(x), net.n)], 1)
@@ -103,7 +107,7 @@ def reference_forward(net, theta: Tensor, x: Tensor) -> Tensor:
         W, b = theta[start : start + i * o].reshape(o, i), theta[start + i * o : start + (i + 1) * o]
         x, start = functional.linear(x, W, b), start + (i + 1) * o
         if k < len(net.sizes) - 2:
-            x = torch.tanh(x) if net.activation is Tanh else torch.relu(x)
+            x = {Tanh: torch.tanh, Relu: torch.relu, Sigmoid: torch.sigmoid}[net.activation](x)
     return x
 
 

@@ -54,11 +54,12 @@ def surrogate(problem, theta) -> torch.Tensor:
 
 
 def solver(name: str):
-    options = {"cg": {"max_iter": 10, "tol": 1e-10}, "cholesky": {"max_gib": 1}, "woodbury": {"max_gib": 1}}
-    options["steihaug"] = options["cg"]
-    if name in options:
-        return partial(SOLVERS[name], damping=0.01, **options[name])
-    return identity if name == "identity" else partial(SOLVERS["pinv"], rtol=1e-6, max_gib=1)
+    if name == "identity":
+        return identity
+    if name in ("pinv", "svd"):
+        return partial(SOLVERS[name], rtol=1e-6, max_gib=1)
+    options = {"max_iter": 10, "tol": 1e-10} if name in ("cg", "steihaug") else {"max_gib": 1}
+    return partial(SOLVERS[name], damping=0.01, **options)
 
 
 def test_accepted_trpo_steps_keep_their_promise_and_rejected_ones_keep_theta():
@@ -307,6 +308,81 @@ def test_one_flat_theta_is_exact(name):
         reference.step()
         policy.become(learner(problem).theta)
         assert torch.equal(policy.theta, torch.cat([p.detach().flatten() for p in layers]))
+
+
+def adamp_by_hand(w, g, p, delta):
+    """p less its radial parts, in loops over a weight's rows or of the whole."""
+    for parts in ([(w[k], g[k]) for k in range(len(w))], [(w.ravel(), g.ravel())]):
+        cosines = [abs(a.ravel() @ b.ravel()) / (np.linalg.norm(a) * np.linalg.norm(b)) for a, b in parts]
+        if max(cosines) < delta / parts[0][0].size ** 0.5:
+            along = np.stack([a.ravel() / np.linalg.norm(a) for a, _ in parts])
+            flat = p.reshape(len(parts), -1)
+            return np.stack([q - (q @ a) * a for q, a in zip(flat, along, strict=True)]).reshape(p.shape)
+    return p
+
+
+# In the middle, rows pass one by one; at 1e9 all do; a weight as a whole is where rows do not and it does.
+@pytest.mark.parametrize("delta", [0.0, 0.3, 1.0, 1e9])
+def test_adamp_is_the_equations_of_the_paper(delta):
+    policy, lr, betas, eps = make_policy(HEADS["gaussian"], sizes=(3, 6, 4)), 0.01, (0.9, 0.99), 1e-12
+    options = {"tensors": policy.net.tensors, "lr": lr, "betas": betas, "eps": eps, "delta": delta}
+    learner = PG(policy.theta, partial(build.OPTIMIZERS["adamp"], **options))
+    theta, m, v = policy.theta.numpy(), 0, 0
+    adam, projected = PG(policy.theta, partial(torch.optim.Adam, lr=lr, betas=betas, eps=eps)), 0
+    for t, problem in enumerate(problems(policy, 12), start=1):
+        g = problem.grad().numpy()
+        m, v = betas[0] * m + (1 - betas[0]) * g, betas[1] * v + (1 - betas[1]) * g * g
+        p = m / (1 - betas[0] ** t) / (np.sqrt(v / (1 - betas[1] ** t)) + eps)
+        plain = p.copy()
+        for place, shape in policy.net.tensors:
+            if len(shape) == 2:
+                w, h, q = (x[place].reshape(shape) for x in (theta, g, p))
+                p[place] = adamp_by_hand(w, h, q, delta).ravel()
+        projected += not np.array_equal(p, plain)
+        theta = theta - lr * p
+        if delta == 0:
+            torch.testing.assert_close(adam(problem).theta, torch.from_numpy(theta), rtol=1e-10, atol=1e-12)
+        policy.become(learner(problem).theta)
+        torch.testing.assert_close(policy.theta, torch.from_numpy(theta), rtol=1e-9, atol=1e-11)
+    assert (projected > 0) == (delta > 0)
+
+
+@pytest.mark.parametrize("by_row", [True, False])
+def test_adamp_does_not_lengthen_a_weight_whose_length_has_no_effect(by_row):
+    shape, target, lengths = (4, 6), randn(1, 4, 6), {}
+    adamp = partial(build.OPTIMIZERS["adamp"], tensors=[(slice(0, 24), shape)], delta=0.1)
+    for name, rule in (("adamp", adamp), ("adam", torch.optim.Adam)):
+        theta = torch.nn.Parameter(randn(0, 24))
+        optimizer = rule([theta], lr=0.1, betas=(0.9, 0.999), eps=1e-8)
+        for _ in range(50):
+            before, w = theta.detach().clone(), theta.view(shape)
+            optimizer.zero_grad()
+            ((w / w.norm(dim=1 if by_row else (0, 1), keepdim=True) - target) ** 2).sum().backward()
+            optimizer.step()
+            moved = (theta.detach() - before).view(shape)
+            if name == "adamp":
+                radial = (moved * before.view(shape)).sum(1 if by_row else (0, 1))
+                assert radial.abs().max() < 1e-7
+        lengths[name] = float(theta.detach().norm())
+    assert lengths["adamp"] < 0.9 * lengths["adam"], lengths
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_the_rate_rises_linearly_over_the_warm_up(name):
+    # The first four steps have 1/4, 2/4, 3/4 and all of the rate; from then on it is the optimizer's.
+    policy = make_policy(HEADS["categorical"])
+    learner = PG(policy.theta, partial(build.OPTIMIZERS[name], lr=0.1), warmup=4)
+    plain = torch.nn.Parameter(policy.theta.clone())
+    optimizer = OPTIMIZERS[name][0]([plain], lr=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min(t + 1, 4) / 4)
+    for problem in problems(policy, 7):
+        plain.grad = problem.grad().clone()
+        optimizer.step()
+        schedule.step()
+        policy.become(learner(problem).theta)
+        torch.testing.assert_close(policy.theta, plain.detach(), rtol=1e-12, atol=1e-14)
+    with pytest.raises(ValueError, match="steps"):
+        learner.load({"steps": torch.tensor(-1)})
 
 
 @each_optimizer

@@ -39,8 +39,8 @@ REFUSED = [
     ("algo=trpo optimizer=adam", "optimizer belongs to reinforce and pg; algo=trpo has solver, fisher and"),
     ("algo=reinforce critic=adam", "critic belongs to pg, npg and trpo; algo=reinforce has optimizer"),
     ("algo=reinforce algo.lam=0.9", "algo.lam belongs to pg, npg and trpo"),
-    ("solver=identity solver.damping=1", "belongs to cg, steihaug, cholesky and woodbury; solver=identity has no"),
-    ("algo=pg optimizer=sgd optimizer.betas=[0,0]", "belongs to adam and radam; optimizer=sgd has lr"),
+    ("solver=identity solver.damping=1", "belongs to cg, steihaug, cholesky, woodbury and diagonal; solver="),
+    ("algo=pg optimizer=sgd optimizer.betas=[0,0]", "belongs to adam, radam and adamp; optimizer=sgd has lr"),
     # the choice is wrong
     ("algo=tpro", "algo must be npg, pg, reinforce or trpo, got 'tpro'; did you mean 'trpo'?"),
     ("algo=TRPO", "did you mean 'trpo'?"),
@@ -54,7 +54,7 @@ REFUSED = [
     ("env.id=CartPol-v1", "did you mean 'CartPole-v1'?"),
     ("env=mod:Name-v0", "write env.allow_import=true"),
     ("env.backend=asinc", "env.backend must be auto, sync, async, split, native or envpool, got 'asinc'"),
-    ("policy.activation=gelu", "policy.activation must be tanh or relu, got 'gelu'"),
+    ("policy.activation=gelu", "policy.activation must be tanh, relu or sigmoid, got 'gelu'"),
     ("device=gpu", "device must be cpu, cuda or cuda:N, got 'gpu'"),
     # the value is wrong
     ("algo.delta=-0.01", "algo.delta must be a number > 0, got -0.01"),
@@ -84,6 +84,7 @@ REFUSED = [
     ("solver=woodbury solver.damping=0", "solver.damping must be a number > 0, got 0"),
     ("fisher=hessian", "fisher=hessian may be indefinite: solver must be steihaug, pinv or identity, got cg"),
     ("solver=woodbury fisher=kl_hessian", "needs a Fisher with rows: fisher must be gauss_newton or"),
+    ("solver=svd fisher=kl_hessian", "solver=svd needs a Fisher with rows: fisher must be gauss_newton or"),
     ("env.kwargs=3", "env.kwargs must be a mapping"),
     ("runs_dir=", "runs_dir must be text"),
     ("fisher.fraction=0", "fisher.fraction must be a number > 0 and <= 1, got 0"),

@@ -15,8 +15,8 @@ from rl_natgrad.config.schema import Config
 
 GROUPS = {  # written down again, so that a file or a name that goes missing is noticed
     "algo": ["npg", "pg", "reinforce", "trpo"],
-    "optimizer": ["adadelta", "adagrad", "adam", "momentum", "nag", "radam", "rmsprop", "sgd"],
-    "solver": ["cg", "cholesky", "identity", "pinv", "steihaug", "woodbury"],
+    "optimizer": ["adadelta", "adagrad", "adam", "adamp", "momentum", "nag", "radam", "rmsprop", "sgd"],
+    "solver": ["cg", "cholesky", "diagonal", "identity", "pinv", "steihaug", "svd", "woodbury"],
     "fisher": ["empirical", "gauss_newton", "hessian", "kl_hessian"],
     "policy": ["cnn", "mlp"],
     "critic": ["adam", "lbfgs", "none", "trust_region"],
@@ -218,7 +218,7 @@ WOODBURY = {"name": "woodbury", "damping": 0.1, "max_gib": 2.0}
     ({"algo": {}}, "algo.name must be"),
     ({"algo": 3}, "algo"),
     ({"solver": None}, "algo=trpo needs solver"),
-    ({"optimizer": {"name": "sgd", "lr": 0.1}}, "algo=trpo has no optimizer"),
+    ({"optimizer": {"name": "sgd", "lr": 0.1, "warmup": 0}}, "algo=trpo has no optimizer"),
     ({"fisher": {"name": "exact", "fraction": 1.0}}, "fisher.name must be"),
     ({"fisher": {"name": "kl_hessian", "fraction": 1.0}, "solver": WOODBURY}, "needs a Fisher with rows"),
     ({"fisher": {"name": "hessian", "fraction": 1.0}}, "solver must be steihaug, pinv or identity, got cg"),
@@ -229,7 +229,8 @@ WOODBURY = {"name": "woodbury", "damping": 0.1, "max_gib": 2.0}
     ({"eval": 3}, "eval must be"),
     ({"eval": {"episodes": 3}}, "eval.every is missing"),
     ({"runs_dir": None}, "runs_dir must be"),
-    ({"policy": {"name": "mlp", "hidden": [10**9], "activation": "tanh", "log_std": 0.0}}, "policy.hidden"),
+    ({"policy": {"name": "mlp", "hidden": [10**9], "activation": "tanh", "std": "free", "log_std": 0.0}},
+     "policy.hidden"),
     ({"num_envs": 60_000, "horizon": 10**9}, "horizon × num_envs"),
 ])  # fmt: skip
 def test_a_hostile_file_is_refused(change, part):

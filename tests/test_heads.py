@@ -153,6 +153,12 @@ def test_each_action_space_has_its_head(space, head):
     assert head_for(space) == head
 
 
+def test_sigma_may_be_of_the_state_where_there_is_one():
+    assert head_for(spaces.Box(-1, 1, (3,)), "state") == DiagGaussian(3, "state") != DiagGaussian(3)
+    with pytest.raises(ValueError, match=r"policy.std=state needs continuous actions \(Box\), got Discrete\(3\)"):
+        head_for(spaces.Discrete(3), "state")
+
+
 def test_another_action_space_is_refused_by_name():
     with pytest.raises(ValueError, match=r"Text.*Discrete, MultiDiscrete, MultiBinary and Box"):
         head_for(spaces.Text(3))

@@ -30,14 +30,7 @@ from rl_natgrad.policy.policy import with_head
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def normal(n: int) -> DiagGaussian:
-    """N(μ(x), σ(x)²): both are the network's outputs."""
-    head = DiagGaussian(n)
-    head.free = 0
-    return head
-
-
-MODELS = {**HEADS, "normal": normal(2)}
+MODELS = {**HEADS, "normal": DiagGaussian(2, std="state")}  # N(μ(x), σ(x)²): both are the network's outputs
 each_model = pytest.mark.parametrize("head", MODELS.values(), ids=MODELS)
 
 

@@ -6,8 +6,8 @@ from torch import nn
 
 from rl_natgrad.optim.fisher import GaussNewton
 from rl_natgrad.policy import mlp
-from rl_natgrad.policy.mlp import MLP, Relu
-from rl_natgrad.policy.networks import ModuleNetwork, WithFree, cnn
+from rl_natgrad.policy.mlp import MLP, Relu, Sigmoid
+from rl_natgrad.policy.networks import Biased, ModuleNetwork, WithFree, cnn
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -25,6 +25,7 @@ def module_mlp() -> ModuleNetwork:
 MLPS = {
     "tanh": MLP((3, 5, 4, 2)),
     "relu": MLP((3, 5, 4, 2), Relu),
+    "sigmoid": MLP((3, 5, 4, 2), Sigmoid),
     "linear": MLP((3, 2)),
     "one hidden": MLP((3, 6, 1)),
     "wide input": MLP((9, 4, 2)),
@@ -37,7 +38,7 @@ each_network = pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
 
 
 def inputs(net, N: int = 7) -> torch.Tensor:
-    body = net.net if isinstance(net, WithFree) else net
+    body = net.net if isinstance(net, WithFree | Biased) else net
     if isinstance(body, MLP):
         return randn(1, N, body.sizes[0])
     if isinstance(body.module[0], nn.Linear):
@@ -214,6 +215,17 @@ def test_free_outputs_start_where_they_are_told_and_ignore_the_state():
     net = WithFree(MLP((3, 4, 2)), 2, -0.7)
     z = net.forward(net.init(rng(0)), randn(0, 5, 3))
     assert (z[:, 2:] == torch.tensor(-0.7)).all()
+
+
+@pytest.mark.parametrize("make", [lambda: MLP((3, 8, 4), last_gain=0.01), small_cnn], ids=["mlp", "cnn"])
+def test_biased_outputs_start_near_where_they_are_told_in_every_state(make):
+    n, body = 2, make()
+    net = Biased(body, n, -0.7)
+    theta, x = net.init(rng(0)), inputs(net)
+    z, bare = net.forward(theta, x), body.forward(body.init(rng(0)), x)
+    torch.testing.assert_close(z[:, -n:] - bare[:, -n:], torch.full((7, n), -0.7).to(z))
+    assert torch.equal(z[:, :-n], bare[:, :-n])
+    assert 0 < (z[:, -n:] + 0.7).abs().max() < 0.1 and z[:, -1].std() > 0  # of the state, with the last gain
 
 
 def test_images_are_scaled_to_one():

@@ -21,16 +21,21 @@ RECIPES = {
     **{f"npg-{name}": ["algo=npg", f"solver={name}"] for name in compose.choices()["solver"]},
     **{f"trpo-{name}": ["algo=trpo", f"fisher={name}"] for name in compose.choices()["fisher"]},
     **{f"critic-{name}": ["algo=trpo", f"critic={name}"] for name in compose.choices()["critic"]},
+    "warm-up": ["algo=pg", "optimizer=sgd", "optimizer.warmup=6"],
     "sampled-fisher": ["algo=trpo", "fisher.fraction=0.3"],
     "not-normalised": ["algo=trpo", "env.normalize_obs=false", "env.normalize_return=false"],
     "evaluated": ["algo=trpo", "eval.every=2"],
     "multi-binary-free": ["algo=pg", "env=Pendulum"],
+    "sigma-of-the-state": ["algo=trpo", "env=Pendulum", "policy.std=state"],
+    "float64": ["algo=trpo", "env=Pendulum", "dtype=float64"],
+    "float64-not-normalised": ["algo=pg", "dtype=float64", "env.normalize_obs=false"],
     "async": ["algo=trpo", "env.backend=async"],
     "split": ["algo=trpo", "env.backend=split"],
 }
 BIG = "reinforce", "pg-adam", "npg-cg", "trpo-gauss_newton"
 FAST = (
     *BIG, "pg-momentum", "critic-lbfgs", "critic-trust_region", "sampled-fisher", "evaluated", "async", "split",
+    "sigma-of-the-state", "warm-up", "float64", "float64-not-normalised",
 )  # fmt: skip
 
 
@@ -87,6 +92,14 @@ def test_every_algorithm_and_part_resumes(monkeypatch, tmp_path, recipe):
     words = [*SMALL, "total_steps=900", *RECIPES[recipe], f"runs_dir={tmp_path / 'whole'}"]
     assert run(monkeypatch, *words, "checkpoint.every=1", "checkpoint.keep=9") == 0
     assert_resumes(monkeypatch, only_run(tmp_path / "whole"), tmp_path, (2,))
+
+
+def test_a_record_from_before_a_key_was_there_resumes(monkeypatch, finished, tmp_path):
+    expected, record = facts(finished), json.loads((finished / "run.json").read_text())
+    del record["config"]["dtype"], record["config"]["policy"]["std"]
+    (finished / "run.json").write_text(json.dumps(record))
+    assert_resumes(monkeypatch, finished, tmp_path, (18,))
+    assert_equal(finished, expected)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 import torch
 from oracles import DenseFisher, each_head, krylov_minimiser, make_problem, randn, spectrum
 
-from rl_natgrad.optim.solvers import TooLarge, cg, cholesky, identity, pinv, steihaug, woodbury
+from rl_natgrad.optim.solvers import TooLarge, cg, cholesky, diagonal, identity, pinv, steihaug, svd, woodbury
 from rl_natgrad.training.build import FISHERS, SOLVERS
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -28,6 +28,8 @@ DAMPED = {
 ALL = {
     "identity": identity,
     "pinv": partial(pinv, rtol=1e-9, max_gib=1),
+    "svd": partial(svd, rtol=1e-5, max_gib=1),
+    "diagonal": partial(diagonal, damping=0.01, max_gib=1),
     **{name: partial(f, damping=0.01) for name, f in DAMPED.items()},
 }
 each_spectrum = pytest.mark.parametrize("name", SPECTRA)
@@ -65,9 +67,10 @@ def test_undamped_solvers_equal_a_dense_solve(solver, name):
 
 
 @each_spectrum
-def test_pinv_equals_the_pseudoinverse(name):
+@pytest.mark.parametrize("solver", [partial(pinv, rtol=1e-9), partial(svd, rtol=1e-9**0.5)], ids=["pinv", "svd"])
+def test_pinv_and_svd_equal_the_pseudoinverse(solver, name):
     F, b = spectrum(SPECTRA[name]), randn(1, P)
-    s, x = pinv(F, b, rtol=1e-9, max_gib=1), torch.linalg.pinv(F.A, rtol=1e-9, hermitian=True) @ b
+    s, x = solver(F, b, max_gib=1), torch.linalg.pinv(F.A, rtol=1e-9, hermitian=True) @ b
     assert s.ok
     assert (s.x - x).norm() < 1e-6 * x.norm()
 
@@ -77,6 +80,42 @@ def test_pinv_drops_eigenvalues_under_rtol():
     s = pinv(F, torch.ones(3), rtol=1e-4, max_gib=1)
     torch.testing.assert_close(s.x, torch.tensor([1.0, 1e3, 0.0]))
     assert s.residual == pytest.approx(1 / 3**0.5)
+
+
+@pytest.mark.parametrize("rtol, x", [(1e-3, [1.0, 1e4, 0.0]), (1e-1, [1.0, 0.0, 0.0])])
+def test_svd_drops_singular_values_under_rtol(rtol, x):
+    R = torch.diag(torch.tensor([1.0, 1e-2, 1e-4]))
+    s = svd(DenseFisher(R.T @ R, R), torch.ones(3), rtol=rtol, max_gib=1)
+    torch.testing.assert_close(s.x, torch.tensor(x))
+    assert s.residual == pytest.approx((x.count(0.0) / 3) ** 0.5)
+
+
+@pytest.mark.parametrize("M", [5, 12, 40])
+def test_svd_takes_rows_fewer_or_more_than_parameters(M):
+    R, b = randn(0, M, P), randn(1, P)
+    s = svd(DenseFisher(R.T @ R, R), b, rtol=1e-9, max_gib=1)
+    half = torch.from_numpy(np.linalg.pinv(R.numpy()))
+    torch.testing.assert_close(s.x, half @ (half.T @ b), rtol=1e-9, atol=1e-9)
+
+
+def test_svd_keeps_the_digits_that_a_matrix_of_squares_has_lost():
+    w = [10.0 ** (-14 * k / (P - 1)) for k in range(P)]  # of R: 1 to 1e-7
+    F, b = spectrum(w), randn(1, P)
+    Q = F.R.T / torch.tensor(w).sqrt()  # R = √w Qᵀ
+    x = Q @ (Q.T @ b / torch.tensor(w))
+    errors = [float((solver(F, b, rtol=1e-15, max_gib=1).x - x).norm() / x.norm()) for solver in (svd, pinv)]
+    assert errors[0] < 1e-7 and errors[1] > 1e-4, errors
+
+
+def test_diagonal_by_hand():
+    # bᵀFb / bᵀb = (1 + 3 + 2 · 1) / 2 = 3 with b = (1, 1, 0); damping 1/2 is λ = 3/2.
+    R = torch.tensor([[1.0, 1.0, 0.0], [0.0, 2.0**0.5, 0.0]])
+    F = R.T @ R  # [[1, 1, 0], [1, 3, 0], [0, 0, 0]]
+    for operator in (DenseFisher(F, R), DenseFisher(F)):
+        x = diagonal(operator, torch.tensor([1.0, 1.0, 0.0]), damping=0.5, max_gib=1).x
+        torch.testing.assert_close(x, torch.tensor([1 / 2.5, 1 / 4.5, 0.0]))
+        assert diagonal(operator, torch.tensor([1.0, 1.0, 0.0]), damping=0.0, max_gib=1).ok  # 0 / 0 is 0
+        assert not diagonal(operator, torch.ones(3), damping=0.0, max_gib=1).ok
 
 
 def test_cg_on_a_consistent_rank_deficient_system_finds_the_least_norm_solution():
@@ -234,11 +273,11 @@ def test_steihaug_is_steepest_descent_where_the_gradient_itself_curves_down():
 # --- dense solvers ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["cholesky", "pinv", "woodbury"])
+@pytest.mark.parametrize("name", ["cholesky", "pinv", "woodbury", "svd", "diagonal"])
 def test_dense_solvers_refuse_a_matrix_that_would_not_fit(name):
     F, b = spectrum(SPECTRA["well conditioned"]), randn(1, P)
     gib, solver = P * P * 8 / 2**30, ALL[name].func
-    options = {"rtol": 1e-6} if name == "pinv" else {"damping": 0.1}
+    options = {"rtol": 1e-6} if name in ("pinv", "svd") else {"damping": 0.1}
     assert solver(F, b, max_gib=gib * 1.01, **options).ok
     with pytest.raises(TooLarge, match=r"12 × 12.*GiB.*max_gib.*solver=cg"):
         solver(F, b, max_gib=gib * 0.99, **options)
@@ -253,6 +292,9 @@ def test_the_refusal_says_how_large_the_matrix_would_be():
         cholesky(Huge(torch.eye(1)), torch.empty(50_000), damping=0.1, max_gib=2)
     with pytest.raises(TooLarge, match=r"200,000 × 200,000, 298\.0 GiB"):
         woodbury(Huge(torch.eye(1)), torch.empty(50_000), damping=0.1, max_gib=2)
+    for solver in (partial(svd, rtol=0.1), partial(diagonal, damping=0.1)):
+        with pytest.raises(TooLarge, match=r"200,000 × 50,000, 74\.5 GiB"):
+            solver(Huge(torch.eye(1)), torch.empty(50_000), max_gib=2)
 
 
 def test_woodbury_without_rows_or_damping_does_not_pretend():
@@ -260,6 +302,8 @@ def test_woodbury_without_rows_or_damping_does_not_pretend():
     with pytest.raises(ValueError, match="gauss_newton or empirical"):
         woodbury(DenseFisher(F.A), b, damping=0.1, max_gib=1)
     assert not woodbury(F, b, damping=0.0, max_gib=1).ok
+    with pytest.raises(ValueError, match="gauss_newton or empirical"):
+        svd(DenseFisher(F.A), b, rtol=0.1, max_gib=1)
 
 
 # --- on a real Fisher -------------------------------------------------------------------------------
@@ -277,6 +321,19 @@ def test_every_solver_works_on_every_fisher_of_every_head(solver, head, fisher_n
     s = DAMPED[solver](F, b, damping=0.1)
     assert s.ok
     assert (s.x - x).norm() < 1e-7 * x.norm()
+
+
+@pytest.mark.parametrize("fisher_name", ["gauss_newton", "kl_hessian", "empirical"])
+@each_head
+def test_svd_and_diagonal_on_every_fisher_of_every_head(head, fisher_name):
+    problem = make_problem(head, curvature=FISHERS[fisher_name])
+    F, b = problem.fisher(), -problem.grad()
+    A = torch.stack([F.mv(e) for e in torch.eye(len(b))])
+    x = b / (A.diagonal() + 0.1 * (b @ A @ b) / (b @ b))
+    torch.testing.assert_close(diagonal(F, b, damping=0.1, max_gib=1).x, x, rtol=1e-7, atol=1e-7)
+    if fisher_name != "kl_hessian":
+        x = torch.linalg.pinv(A, rtol=1e-8, hermitian=True) @ b
+        assert (svd(F, b, rtol=1e-4, max_gib=1).x - x).norm() < 1e-6 * x.norm()
 
 
 @pytest.mark.parametrize("solver", DAMPED)

@@ -114,6 +114,37 @@ def test_improvement_and_its_reverse_add_up_to_one():
     assert stats.improvement(x, y)[0] + stats.improvement(y, x)[0] == 1.0
 
 
+@pytest.mark.parametrize("successes, n", [(0, 10), (3, 10), (10, 10), (47, 50), (1, 1)])
+def test_wilson_is_scipys(successes, n):
+    expected = scipy_stats.binomtest(successes, n).proportion_ci(method="wilson")
+    assert stats.wilson(successes, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_paired_agrees_with_loops_and_sees_what_seeds_share():
+    x, y = np.array(SAMPLES["ten"][0]), np.array(SAMPLES["ten"][0]) - np.array([5.0, 7, 6, 4, 8, 6, 5, 7, 6, 6])
+    mean, interval = stats.paired(x, y, replicates=20_000)
+    draw, pairs = random.Random(3), list(zip(x, y, strict=True))
+    found = sorted(
+        sum(a - b for a, b in [draw.choice(pairs) for _ in pairs]) / len(pairs) for _ in range(4_000)
+    )
+    assert mean == pytest.approx(6.0)
+    assert interval == pytest.approx((found[100], found[3899]), abs=0.1)
+    assert stats.paired(x, x) == (0.0, (0.0, 0.0))
+
+
+@pytest.mark.parametrize("p", [0.6, 0.975, 0.995])
+@pytest.mark.parametrize("df", [1, 2, 9, 99])
+def test_t_quantile_is_scipys(p, df):
+    assert stats.t_quantile(p, df) == pytest.approx(scipy_stats.t.ppf(p, df), rel=1e-5)
+
+
+def test_corrected_interval_by_hand():
+    # d = 1, 2, 3, 4: mean 5/2, s² = 5/3; 1/n + n_test/n_train = 1/4 + 1/3 with a quarter held out; t₃ = 3.18245.
+    half = 3.18244631 * math.sqrt((1 / 4 + 1 / 3) * 5 / 3)
+    interval = stats.corrected_interval(np.array([1.0, 2.0, 3.0, 4.0]), 1 / 4)
+    assert interval == pytest.approx((2.5 - half, 2.5 + half), rel=1e-5)
+
+
 def test_grid_values_by_hand():
     """Uneven steps: (0, 0) (10, 20) (40, 50) and (5, 1) (25, 5)."""
     curves = [

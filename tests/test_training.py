@@ -97,12 +97,54 @@ def test_evaluation_in_between_changes_nothing(make, learner):
     assert fingerprint(a, rows_a) == fingerprint(b, rows_b)
 
 
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_an_update_in_halves_measured_in_between_is_the_update(make, learner):
+    options = ["fisher.fraction=0.5"] if learner in KL_STEPS else []
+    a, b = make(learner, *options), make(learner, *options)
+    rows, halves = iterate(a, 4), []
+    for _ in range(4):
+        gathered = b.gather()
+        if len(gathered.batch.obs):
+            problem = b.problem(gathered.batch)
+            assert len(gathered.batch.obs) <= gathered.rollout.steps
+            assert problem.rows is None and problem.fisher().mv(problem.grad()).isfinite().all()
+        halves.append(b.learn_from(gathered))
+        assert halves[-1].keys() == rows[len(halves) - 1].keys()
+        assert halves[-1]["time/collect"] == gathered.seconds["time/collect"]
+        assert halves[-1]["time/update"] >= gathered.seconds["time/update"]
+    assert fingerprint(a, rows) == fingerprint(b, halves)
+    if learner in KL_STEPS:  # the measured Fisher is that of all samples, and the update's of the rows it draws
+        problem = b.problem(gathered.batch, rows=torch.tensor([1, 4]))
+        assert problem.fisher().shape()[0] == 2
+
+
 def test_evaluation_is_of_the_episodes_asked_for(make):
     run = make("trpo", "num_envs=2", "eval.episodes=5", env="Pendulum")
     info = run.evaluate()
     assert info["eval/length"] == 200
     assert info["eval/return_std"] > 0
     assert info["eval/return"] != info["eval/return_stochastic"]
+
+
+@pytest.mark.parametrize("env", ["CartPole", "Pendulum"])
+@pytest.mark.parametrize("options", [[], ["env.normalize_obs=false"], ["critic=lbfgs"], ["critic=trust_region"]])
+@pytest.mark.parametrize("learner", KL_STEPS)
+def test_a_run_in_float64_is_in_float64_and_leaves_torchs_default_alone(make, learner, options, env):
+    run, single = (make(learner, *options, f"dtype={dtype}", env=env) for dtype in ("float64", "float32"))
+    assert torch.equal(run.policy.theta, single.policy.theta.double())  # the same start
+    gathered = run.gather()
+    batch, problem = gathered.batch, run.problem(gathered.batch)
+    floats = [run.policy.theta, run.critic.theta, batch.obs, batch.adv, problem.grad(), problem.fisher().dense()]
+    assert {tensor.dtype for tensor in floats} == {torch.float64}
+    assert batch.action.dtype == (torch.float64 if env == "Pendulum" else torch.int64)
+    half = single.problem(single.gather().batch)  # the actions differ by rounding, where they are numbers
+    torch.testing.assert_close(problem.grad(), half.grad().double(), rtol=1e-3, atol=1e-4)
+    assert not torch.equal(problem.grad(), half.grad().double())
+    run.learn_from(gathered)
+    iterate(run, 2)
+    assert run.policy.theta.dtype == run.critic.theta.dtype == torch.float64
+    assert not torch.equal(run.policy.theta, run.policy.theta.float().double())
+    assert torch.get_default_dtype() == torch.float32
 
 
 # --- going on -------------------------------------------------------------------------------------
@@ -125,9 +167,10 @@ def test_a_loaded_run_goes_on_as_the_whole_one(make, learner, env, backend):
     assert fingerprint(later, iterate(later, 3)) == fingerprint(whole, rows)
 
 
-@pytest.mark.parametrize("optimizer", ["momentum", "nag", "adagrad", "adadelta", "rmsprop", "radam"])
-def test_every_optimizer_goes_on(make, optimizer):
-    whole, later = (make("pg", f"optimizer={optimizer}") for _ in range(2))
+@pytest.mark.parametrize("optimizer", ["momentum", "nag", "adagrad", "adadelta", "rmsprop", "radam", "adamp"])
+@pytest.mark.parametrize("warmup", [0, 5])
+def test_every_optimizer_goes_on(make, optimizer, warmup):
+    whole, later = (make("pg", f"optimizer={optimizer}", f"optimizer.warmup={warmup}") for _ in range(2))
     iterate(whole, 3)
     state.load(later, state.of(whole))
     assert fingerprint(later, iterate(later, 3)) == fingerprint(whole, iterate(whole, 3))

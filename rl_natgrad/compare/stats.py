@@ -5,6 +5,7 @@ interquartile mean with a stratified bootstrap interval, and the probability of 
 """
 
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,45 @@ def improvement(
     left, right = _draws(len(x), replicates, rng), _draws(len(y), replicates, rng)
     low, high = _interval(np.einsum("rn,rn->r", left @ wins, right) / wins.size)
     return float(wins.mean()), (float(low), float(high))
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """Interval of a proportion, of which `successes` of n > 0 trials came true (Wilson 1927)."""
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    p, scale = successes / n, 1 + z * z / n
+    middle, half = (p + z * z / (2 * n)) / scale, z / scale * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def paired(x: Array, y: Array, *, replicates: int = 10_000, seed: int = 0) -> tuple[float, tuple[float, float]]:
+    """Mean of x − y, where x[i] and y[i] are of one seed, and its bootstrap interval, by pairs."""
+    difference = x - y
+    means = _draws(len(difference), replicates, np.random.default_rng(seed)) @ difference / len(difference)
+    low, high = _interval(means)
+    return float(difference.mean()), (float(low), float(high))
+
+
+def corrected_interval(differences: Array, test_share: float) -> tuple[float, float]:
+    """Interval of the mean of n ≥ 2 differences of two learners over the folds of repeated k-fold.
+
+        d̄ ± t_{n−1} √((1/n + n_test/n_train) s²)        Nadeau & Bengio 2003, section 5
+
+    Folds share most of their training data, so that 1/n alone makes the interval too narrow.
+
+    Args: test_share: n_test / (n_test + n_train), in (0, 1): 1/k.
+    """
+    n = len(differences)
+    t = t_quantile((1 + LEVEL) / 2, n - 1)
+    half = t * float(differences.std(ddof=1)) * (1 / n + test_share / (1 - test_share)) ** 0.5
+    return float(differences.mean()) - half, float(differences.mean()) + half
+
+
+def t_quantile(p: float, df: int) -> float:
+    """The p-quantile of Student's t, p > ½: its density integrated over φ, x = √df · tan φ."""
+    phi = np.linspace(0, np.pi / 2, 20_001)
+    density = np.cos(phi) ** (df - 1)  # of φ, up to a constant
+    cumulative = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    return float(np.sqrt(df) * np.tan(np.interp(p - 0.5, cumulative / cumulative[-1] / 2, phi)))
 
 
 def common_range(xs: Sequence[Array]) -> tuple[float, float] | None:

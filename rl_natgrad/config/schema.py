@@ -1,5 +1,6 @@
 """The schema of everything configs/ may say: each key, its type and its range. Values live in YAML alone."""
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Union
 
@@ -30,7 +31,7 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 LogStd = Annotated[float, Field(ge=-20, le=2)]
 Betas = Annotated[list[Decay], Field(min_length=2, max_length=2)]
 Sizes = Annotated[list[Size], Field(max_length=16)]
-Activation = Literal["tanh", "relu"]
+Activation = Literal["tanh", "relu", "sigmoid"]
 Text = Annotated[str, Field(min_length=1, description="text of at least one character")]
 Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:\d{1,3})?)$", description="cpu, cuda or cuda:N")]
 EnvId = Annotated[str, Field(pattern=r"^([\w.]+:)?([\w-]+/)?\w[\w.-]*$",
@@ -48,11 +49,11 @@ class Choice(Section):
     name: str
 
 
-def _choices(table: dict[str, dict[str, Any]]) -> dict[str, type[Choice]]:
-    """A model for each name, with the name and the keys that the table gives it."""
+def _choices(table: dict[str, dict[str, Any]], every: Mapping[str, Any] = {}) -> dict[str, type[Choice]]:
+    """A model for each name, with the name, the keys that the table gives it, and those of `every` one."""
     found = {}
     for name, kinds in table.items():
-        keys: dict[str, Any] = {key: (kind, ...) for key, kind in kinds.items()}
+        keys: dict[str, Any] = {key: (kind, ...) for key, kind in {**kinds, **every}.items()}
         found[name] = create_model(name, __base__=Choice, **{"name": (Literal[name], ...), **keys})
     return found
 
@@ -115,7 +116,8 @@ OPTIMIZERS = _choices({
     "rmsprop": {"lr": Positive, "alpha": Decay, "momentum": Decay, "eps": Positive},
     "adam": ADAM,
     "radam": ADAM,
-})
+    "adamp": {**ADAM, "delta": NonNegative},
+}, every={"warmup": Natural})
 SOLVERS = _choices({
     "identity": {},
     "cg": {"damping": NonNegative, "max_iter": Count, "tol": NonNegative, "float64": bool},
@@ -123,8 +125,11 @@ SOLVERS = _choices({
     "cholesky": {"damping": NonNegative, "max_gib": Positive},
     "woodbury": {"damping": Positive, "max_gib": Positive},  # without damping its matrix is singular
     "pinv": {"rtol": Inside, "max_gib": Positive},
+    "svd": {"rtol": Inside, "max_gib": Positive},
+    "diagonal": {"damping": NonNegative, "max_gib": Positive},
 })
 INDEFINITE_SOLVERS = ("steihaug", "pinv", "identity")  # those that give a direction for a matrix that is not PSD
+NEEDS_ROWS, HAS_ROWS = ("woodbury", "svd"), ("gauss_newton", "empirical")  # solvers, and Fishers that are RᵀR
 LAYERS = {"hidden": Sizes, "activation": Activation}
 CRITICS = _choices({
     "adam": {**LAYERS, "lr": Positive, "epochs": Count, "minibatch": Count},
@@ -146,6 +151,7 @@ class Mlp(Choice):
     name: Literal["mlp"]
     hidden: Sizes
     activation: Activation
+    std: Literal["free", "state"]
     log_std: LogStd
 
 
@@ -156,6 +162,7 @@ class Cnn(Choice):
     kernels: Sizes
     strides: Sizes
     hidden: Size
+    std: Literal["free", "state"]
     log_std: LogStd
 
     @model_validator(mode="after")
@@ -213,6 +220,7 @@ class Config(Section):
     num_envs: Size
     horizon: Count
     device: Device
+    dtype: Literal["float32", "float64"]
     torch_threads: Size
     runs_dir: Text
     resume: Text | None
@@ -244,9 +252,9 @@ class Config(Section):
         if fisher == "hessian" and solver not in INDEFINITE_SOLVERS:
             raise ValueError("fisher=hessian may be indefinite: solver must be "
                              f"{listing(INDEFINITE_SOLVERS, 'or')}, got {solver}")
-        if solver == "woodbury" and fisher == "kl_hessian":
-            raise ValueError("solver=woodbury needs a Fisher with rows: fisher must be gauss_newton or empirical, "
-                             "got kl_hessian")
+        if solver in NEEDS_ROWS and fisher not in HAS_ROWS:
+            raise ValueError(f"solver={solver} needs a Fisher with rows: fisher must be "
+                             f"{listing(HAS_ROWS, 'or')}, got {fisher}")
         if not 2 <= self.num_envs * self.horizon <= MAX_BATCH:
             raise ValueError(f"horizon × num_envs must be 2 to {MAX_BATCH:,} samples per update, "
                              f"got {self.horizon} × {self.num_envs}")

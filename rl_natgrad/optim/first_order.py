@@ -1,4 +1,6 @@
-"""Adam for small parameter vectors, and the state of torch's optimizers as plain tensors."""
+"""Adam for small parameter vectors, AdamP for flat ones, and the state of torch's optimizers as plain tensors."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -39,6 +41,55 @@ class Adam:
         if not float(state["steps"]) >= 0:
             raise ValueError(f"Adam's steps are {state['steps']}")
         self.steps.fill_(float(state["steps"]))
+
+
+class AdamP(torch.optim.Optimizer):
+    """Adam without the part of its step that would only lengthen a weight whose length has no effect.
+
+        p = m̂ / (√v̂ + ε);  where |cos(w, g)| < δ / √dim w:  p ← p − (ŵᵀp) ŵ;  θ ← θ − lr · p
+
+    for each weight w of θ, its rows (what makes one output or channel) where all of them pass, else as a whole.
+    Heo et al. 2021, section 3.  Differs: no weight decay.
+
+    Args: params: one flat θ (P,).  tensors: where θ holds each tensor, and its shape; those of one axis are no
+          weights.  delta: δ, of a cosine, ≥ 0; 0 is Adam.
+    """
+
+    def __init__(
+        self, params: list[torch.nn.Parameter], *, tensors: Sequence[tuple[slice, tuple[int, ...]]],
+        lr: float, betas: Sequence[float], eps: float, delta: float,
+    ):  # fmt: skip
+        super().__init__(params, {"tensors": tensors, "lr": lr, "betas": betas, "eps": eps, "delta": delta})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Moves θ along its .grad."""
+        group = self.param_groups[0]
+        (theta,), (beta1, beta2), eps = group["params"], group["betas"], group["eps"]
+        g, state = theta.grad, self.state[theta]
+        if not state:
+            state |= {"step": torch.zeros(()), "m": torch.zeros_like(theta), "v": torch.zeros_like(theta)}
+        state["step"] += 1
+        t, m, v = float(state["step"]), state["m"], state["v"]
+        m.lerp_(g, 1 - beta1)
+        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        p = m / (1 - beta1**t) / ((v / (1 - beta2**t)).sqrt() + eps)
+        for place, shape in group["tensors"]:
+            if len(shape) > 1:
+                p[place] = _tangent(theta[place].view(shape), g[place], p[place], group["delta"], eps)
+        theta.sub_(p, alpha=group["lr"])
+
+
+def _tangent(w: Tensor, g: Tensor, p: Tensor, delta: float, eps: float) -> Tensor:
+    """p without its part along w, or along each row of w, where the gradient has next to none; else p."""
+    for rows in (len(w), 1):
+        u, h, q = w.reshape(rows, -1), g.reshape(rows, -1), p.reshape(rows, -1)
+        length = u.norm(dim=1)
+        cosine = (u * h).sum(1).abs() / (length * h.norm(dim=1) + eps)
+        if float(cosine.max()) < delta / u.shape[1] ** 0.5:
+            u = u / (length + eps).unsqueeze(1)
+            return (q - (u * q).sum(1, keepdim=True) * u).flatten()
+    return p
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, param: Tensor) -> dict[str, Tensor]:

@@ -38,12 +38,15 @@ class TooLarge(ValueError):
 def refuse_too_large(solver: str, M: int, P: int, max_gib: float) -> None:
     """Raises TooLarge where the matrix of a dense solver takes more than max_gib GiB in float64.
 
-    Args: solver: cholesky, pinv (P × P) or woodbury (M × M, and M × P for R).  M: Fisher rows.  P: parameters.
+    Args: solver: cholesky, pinv (P × P), woodbury (M × M, and M × P for R), svd or diagonal (M × P for R).
+          M: Fisher rows, 0 where there are none.  P: parameters.
     """
-    rows, columns = (M, max(M, P)) if solver == "woodbury" else (P, P)
+    sizes = {"woodbury": (M, max(M, P)), "svd": (M, P), "diagonal": (M or P, P)}
+    rows, columns = sizes.get(solver, (P, P))
     gib = rows * columns * 8 / 2**30
     if gib > max_gib:
-        what = "its sample-space matrix" if solver == "woodbury" else "the Fisher matrix"
+        what = {"woodbury": "its sample-space matrix", "svd": "its matrix of Fisher rows"}.get(
+            solver, "the Fisher matrix")  # fmt: skip
         raise TooLarge(
             f"solver={solver}: {what} would be {rows:,} × {columns:,}, {gib:.1f} GiB in float64, and "
             f"solver.max_gib is {max_gib:g}; use solver=cg, a smaller network or a smaller batch"
@@ -164,6 +167,44 @@ def pinv(F: Fisher, b: Tensor, *, rtol: float, max_gib: float) -> Solution:
     c = V.T @ b.double()
     x = V @ torch.where(keep, c / torch.where(keep, w, 1), 0)
     return _solution(x, A.mv(x), b, ok=True)
+
+
+def svd(F: Fisher, b: Tensor, *, rtol: float, max_gib: float) -> Solution:
+    """x = F⁺ b = V S⁻² Vᵀ b with R = U S Vᵀ and F = RᵀR: singular values under rtol · s_max count as 0.
+
+    What `pinv` finds, without squaring: the eigenvalues of F are s², so that an s under √ε · s_max (1e-8 in
+    float64) is lost in RᵀR, while R itself holds it down to ε · s_max (Golub & Van Loan, section 5.3).  Hence
+    rtol is of singular values here, and of their squares in `pinv`.  In float64; M and P in any order.
+
+    Raises: TooLarge where R takes over max_gib GiB;  ValueError for a Fisher without rows.
+    """
+    M, P = F.shape()
+    if M is None:
+        raise ValueError("solver=svd needs a Fisher with rows: use fisher=gauss_newton or empirical")
+    refuse_too_large("svd", M, P, max_gib)
+    rows = F.rows()
+    assert rows is not None  # M says so
+    R = rows.double()
+    if not _finite(R):
+        return Solution(torch.zeros_like(b), 0, float("nan"), False)
+    _, s, Vt = torch.linalg.svd(R, full_matrices=False)
+    keep = s > rtol * s[0]
+    c = Vt @ b.double()
+    x = Vt.T @ torch.where(keep, c / torch.where(keep, s, 1) ** 2, 0)
+    return _solution(x, R.T @ (R @ x), b, ok=True)
+
+
+def diagonal(F: Fisher, b: Tensor, *, damping: float, max_gib: float) -> Solution:
+    """x = (diag F + λI)⁻¹ b, one number per parameter; 0 where b is.  diag F = Σ R² over rows where F = RᵀR.
+
+    Raises: TooLarge where R, or F where it has no rows, takes over max_gib GiB.
+    """
+    M, P = F.shape()
+    refuse_too_large("diagonal", M or 0, P, max_gib)
+    rows, lam = F.rows(), _lam(F, b, damping)
+    diag = F.dense().diagonal() if rows is None else rows.square().sum(0)
+    x = torch.where(b == 0, 0, b / (diag + lam))  # a parameter without effect has 0 / 0
+    return _solution(x, F.mv(x) + lam * x, b, ok=True)
 
 
 def _lam(F: Fisher, b: Tensor, damping: float) -> float:

@@ -83,8 +83,8 @@ def load(run: str | Path, *, checkpoint: str | int = "last", allow_import: bool 
     seen, acts = ObservationMap(raw.observation).space, action_map(raw.action)[0]
     try:
         fit({key: state.get(key) for key in ("update", "step")}, {"update": whole(), "step": whole()})
-        size = build.policy_size(cfg, seen, acts)
-        fit(state.get("policy"), {"theta": torch.empty(size, device="meta")}, "policy")
+        size, dtype = build.policy_size(cfg, seen, acts), build.DTYPES[cfg.dtype]
+        fit(state.get("policy"), {"theta": torch.empty(size, dtype=dtype, device="meta")}, "policy")
         policy = build.build_policy(cfg, seen, acts, theta=state["policy"]["theta"].to(cfg.device))
         fit(state.get("observe"), policy.observe.state(), "observe")
         policy.observe.load(state["observe"])

@@ -223,15 +223,18 @@ class Bernoulli:
 
 @dataclass
 class DiagGaussian:
-    """N(μ, diag σ²) over n dimensions, z = [μ, log σ] (N, 2n); log σ is the same in every state.
+    """N(μ, diag σ²) over n dimensions, z = [μ, log σ] (N, 2n).
 
     Actions are not clipped here: what is stored and scored is what was sampled.
+
+    Args: std: "free", log σ is the same in every state; "state", it is an output of the network.
     """
 
     n: int
+    std: str = "free"
 
     def __post_init__(self) -> None:
-        self.size, self.rank, self.free = 2 * self.n, 2 * self.n, self.n  # free: log σ
+        self.size, self.rank, self.free = 2 * self.n, 2 * self.n, self.n if self.std == "free" else 0
 
     def log_prob(self, z: Tensor, action: Tensor) -> Tensor:
         """−Σ ½((a − μ)/σ)² + log σ + ½ log 2π."""

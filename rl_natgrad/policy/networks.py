@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rl_natgrad.optim.linearization import Along, Linearization
 
 Forward = Callable[[NDArray], NDArray]
+Place = tuple[slice, tuple[int, ...]]
 
 
 class Network(Protocol):
@@ -24,8 +25,12 @@ class Network(Protocol):
     def size(self) -> int:
         """P."""
 
+    @property
+    def tensors(self) -> Sequence[Place]:
+        """Where θ holds each tensor, and its shape, in order."""
+
     def init(self, generator: torch.Generator) -> Tensor:
-        """θ at the start of training, (P,) float32."""
+        """θ at the start of training, (P,), in torch's default dtype."""
 
     def forward(self, theta: Tensor, x: Tensor) -> Tensor:
         """z (N, K), differentiable in θ."""
@@ -82,7 +87,10 @@ class ModuleNetwork:
     def __init__(self, module: nn.Module, initialize: Callable[[nn.Module, torch.Generator], None]):
         self.module, self._initialize = module, initialize
         self._shapes = {name: p.shape for name, p in module.named_parameters()}
-        self.size = sum(shape.numel() for shape in self._shapes.values())
+        self.size, self.tensors = 0, []
+        for shape in self._shapes.values():
+            start, self.size = self.size, self.size + shape.numel()
+            self.tensors.append((slice(start, self.size), tuple(shape)))
 
     def init(self, generator: torch.Generator) -> Tensor:
         """θ at the start of training, (P,)."""
@@ -91,7 +99,7 @@ class ModuleNetwork:
 
     def forward(self, theta: Tensor, x: Tensor) -> Tensor:
         """z (N, K), differentiable in θ."""
-        return torch.func.functional_call(self.module, self._named(theta), (x,))
+        return torch.func.functional_call(self.module, self._named(theta), (x.to(theta.dtype),))
 
     def linearize(self, theta: Tensor, x: Tensor) -> AutogradLinearization:
         """z + J dθ around θ."""
@@ -165,7 +173,7 @@ class Scale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x / 255."""
-        return (x if x.is_floating_point() else x.to(torch.get_default_dtype())) / 255
+        return x / 255
 
 
 class WithFree:
@@ -173,6 +181,7 @@ class WithFree:
 
     def __init__(self, net: Network, n: int, start: float):
         self.net, self.n, self.start, self.size = net, n, start, net.size + n
+        self.tensors = [*net.tensors, (slice(net.size, self.size), (n,))]
 
     def init(self, generator: torch.Generator) -> Tensor:
         """θ at the start of training, (P,)."""
@@ -202,6 +211,20 @@ class WithFree:
             return out
 
         return forward
+
+
+class Biased:
+    """The network `net` whose last n outputs start at `start`, by their bias: a Gaussian's log σ."""
+
+    def __init__(self, net: ValueNetwork, n: int, start: float):
+        self.net, self.n, self.start, self.size, self.tensors = net, n, start, net.size, net.tensors
+        self.forward, self.linearize, self.compile = net.forward, net.linearize, net.compile
+
+    def init(self, generator: torch.Generator) -> Tensor:
+        """θ at the start of training, (P,)."""
+        theta = self.net.init(generator)
+        self.net.last_layer(theta)[1][-self.n :] = self.start
+        return theta
 
 
 class LinearizedWithFree:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rl_natgrad.optim.linearization import Linearization
 from rl_natgrad.policy.heads import Bernoulli, Categorical, DiagGaussian, Head, MultiDiscrete
-from rl_natgrad.policy.networks import Network, WithFree
+from rl_natgrad.policy.networks import Biased, Network, ValueNetwork, WithFree
 
 
 class Observer(Protocol):
@@ -76,8 +76,13 @@ class Policy:
         return self.head.noise(rng, shape)
 
 
-def head_for(space: spaces.Space) -> Head:
-    """The distribution over an action space. Raises: ValueError for one of a kind that is not listed here."""
+def head_for(space: spaces.Space, std: str = "free") -> Head:
+    """The distribution over an action space; std: of a DiagGaussian.
+
+    Raises: ValueError for one of a kind that is not listed here, or std="state" without a σ.
+    """
+    if std == "state" and not isinstance(space, spaces.Box):
+        raise ValueError(f"policy.std=state needs continuous actions (Box), got {space}; leave it at free")
     match space:
         case spaces.Discrete():
             return Categorical(int(space.n))
@@ -86,11 +91,14 @@ def head_for(space: spaces.Space) -> Head:
         case spaces.MultiBinary():
             return Bernoulli(int(np.prod(space.shape)))
         case spaces.Box():
-            return DiagGaussian(int(np.prod(space.shape)))
+            return DiagGaussian(int(np.prod(space.shape)), std)
     raise ValueError(f"action space {space} is not supported; Discrete, MultiDiscrete, MultiBinary and Box are")
 
 
-def with_head(net: Callable[[int], Network], head: Head, log_std: float) -> Network:
-    """The network whose outputs are the head's z: `net(outputs)`, and log σ in θ where the head wants it."""
+def with_head(net: Callable[[int], ValueNetwork], head: Head, log_std: float) -> Network:
+    """The network whose outputs are the head's z, `net(outputs)`; log σ, where there is one, starts at log_std:
+    in θ, or among the outputs, as the head wants it."""
     body = net(head.size - head.free)
-    return WithFree(body, head.free, log_std) if head.free else body
+    if isinstance(head, DiagGaussian):
+        return WithFree(body, head.free, log_std) if head.free else Biased(body, head.n, log_std)
+    return body

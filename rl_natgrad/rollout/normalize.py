@@ -1,7 +1,7 @@
 """Running mean and variance, in float64, updated between rollouts and never within one."""
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 
 class RunningMoments:
@@ -44,14 +44,14 @@ class RunningMoments:
 
 
 class ObservationNormalizer:
-    """(obs − mean) / std, clipped to ±10, with the moments as they were at the last `update`."""
+    """(obs − mean) / std, clipped to ±10, with the moments as they were at the last `update`; in `dtype`."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.moments = RunningMoments(shape)
+    def __init__(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> None:
+        self.moments, self.dtype = RunningMoments(shape), dtype
         self._freeze()
 
     def __call__(self, obs: NDArray) -> NDArray:
-        """The observations (B, *S) in float32, in an array of their own."""
+        """The observations (B, *S) in `dtype`, in an array of their own."""
         out = obs - self._mean
         out *= self._scale
         # np.clip costs twice as much on the few numbers of one step
@@ -72,8 +72,8 @@ class ObservationNormalizer:
         self._freeze()
 
     def _freeze(self) -> None:
-        self._mean = self.moments.mean.astype(np.float32)
-        self._scale = (1 / self.moments.std).astype(np.float32)
+        self._mean = self.moments.mean.astype(self.dtype)
+        self._scale = (1 / self.moments.std).astype(self.dtype)
 
 
 class Unchanged:

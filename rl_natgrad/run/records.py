@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from rl_natgrad.run.files import naming
 
@@ -11,6 +12,9 @@ RECORD, METRICS = "run.json", "metrics.jsonl"
 MAX_BYTES = 16 * 2**20  # of a record: a thousand resumes take a tenth of that
 RENAMED = {"search/accepted": "line_search/accepted", "search/tries": "line_search/tries"}
 """Tags by the name that they have in older files: a search is Optuna's now."""
+
+ADDED: dict[str, Any] = {"dtype": "float32", "policy": {"std": "free"}, "optimizer": {"warmup": 0}}
+"""Keys of the configuration that older records lack, with the values that those runs had."""
 
 
 def find_runs(folders: Iterable[str | Path]) -> list[Path]:
@@ -25,7 +29,7 @@ def find_runs(folders: Iterable[str | Path]) -> list[Path]:
 
 
 def read_record(path: str | Path) -> dict:
-    """run.json of the run in folder `path`.
+    """run.json of the run in folder `path`, its configuration with the keys of today.
 
     Raises:  OSError where it cannot be read, ValueError (one line, naming the file) where it is no record.
     """
@@ -40,7 +44,17 @@ def read_record(path: str | Path) -> dict:
         raise ValueError(f"{file} is not JSON: {error}") from None
     if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
         raise ValueError(f"{file} is not the record of a run: it has no config")
+    _add(record["config"], ADDED)
     return record
+
+
+def _add(config: dict, added: dict[str, Any]) -> None:
+    """Sets the keys that are missing, but for those of sections that are missing too."""
+    for key, value in added.items():
+        if not isinstance(value, dict):
+            config.setdefault(key, value)
+        elif isinstance(config.get(key), dict):
+            _add(config[key], value)
 
 
 def read_rows(path: str | Path) -> list[dict]:

@@ -19,21 +19,24 @@ from rl_natgrad.algos.pg import PG
 from rl_natgrad.algos.problem import Problem, empirical, gauss_newton, hessian, kl_hessian, surrogate
 from rl_natgrad.algos.trpo import trpo
 from rl_natgrad.config.refusals import ConfigError
-from rl_natgrad.config.schema import Cnn, Config, Section
+from rl_natgrad.config.schema import HAS_ROWS, Cnn, Config, Section
+from rl_natgrad.optim.first_order import AdamP
 from rl_natgrad.optim.fisher import Fisher
 from rl_natgrad.optim.solvers import (
     Solution,
     TooLarge,
     cg,
     cholesky,
+    diagonal,
     identity,
     pinv,
     refuse_too_large,
     steihaug,
+    svd,
     woodbury,
 )
 from rl_natgrad.policy.heads import Head
-from rl_natgrad.policy.mlp import MLP, Activation, Relu, Tanh
+from rl_natgrad.policy.mlp import MLP, Activation, Relu, Sigmoid, Tanh
 from rl_natgrad.policy.networks import Network, ValueNetwork, cnn
 from rl_natgrad.policy.policy import Policy, head_for, with_head
 from rl_natgrad.rollout.collector import Rollout
@@ -49,10 +52,11 @@ ALGORITHMS: dict[str, tuple[Callable[..., Estimate], Callable[..., Any]]] = {
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD, "momentum": torch.optim.SGD, "nag": partial(torch.optim.SGD, nesterov=True),
     "adagrad": torch.optim.Adagrad, "adadelta": torch.optim.Adadelta, "rmsprop": torch.optim.RMSprop,
-    "adam": torch.optim.Adam, "radam": torch.optim.RAdam,
+    "adam": torch.optim.Adam, "radam": torch.optim.RAdam, "adamp": AdamP,
 }  # fmt: skip
 SOLVERS: dict[str, Callable[..., Solution]] = {
-    "identity": identity, "cg": cg, "steihaug": steihaug, "cholesky": cholesky, "woodbury": woodbury, "pinv": pinv
+    "identity": identity, "cg": cg, "steihaug": steihaug, "cholesky": cholesky, "woodbury": woodbury, "pinv": pinv,
+    "svd": svd, "diagonal": diagonal,
 }  # fmt: skip
 FISHERS: dict[str, Callable[[Problem], Fisher]] = {
     "gauss_newton": gauss_newton, "kl_hessian": kl_hessian, "empirical": empirical, "hessian": hessian
@@ -60,7 +64,8 @@ FISHERS: dict[str, Callable[[Problem], Fisher]] = {
 CRITICS: dict[str, Callable[..., Regression]] = {
     "adam": AdamFit, "lbfgs": LBFGSFit, "trust_region": TrustRegionFit
 }  # fmt: skip
-ACTIVATIONS: dict[str, Activation] = {"tanh": Tanh, "relu": Relu}
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+ACTIVATIONS: dict[str, Activation] = {"tanh": Tanh, "relu": Relu, "sigmoid": Sigmoid}
 
 
 @dataclass(frozen=True)
@@ -107,17 +112,17 @@ def build_policy(
 
     theta: its parameters; drawn from the run's seed where there are none yet.
     """
-    head = head_for(action_space)
+    head = _head(cfg, action_space)
     net = _policy_network(cfg, obs_space, head)
     normalize = cfg.env.normalize_obs and obs_space.dtype != np.uint8  # networks scale images themselves
-    observe = ObservationNormalizer(obs_space.shape) if normalize else Unchanged()
+    observe = ObservationNormalizer(obs_space.shape, np.dtype(cfg.dtype)) if normalize else Unchanged()
     return Policy(net, head, _theta(cfg, net, "policy") if theta is None else theta, observe)
 
 
 def policy_size(cfg: Config, obs_space: spaces.Box, action_space: spaces.Space) -> int:
     """P, at no cost: a configuration from elsewhere may ask for a network that fits no memory."""
     with torch.device("meta"):
-        return _policy_network(cfg, obs_space, head_for(action_space)).size
+        return _policy_network(cfg, obs_space, _head(cfg, action_space)).size
 
 
 def build_critic(cfg: Config, obs_space: spaces.Box) -> Critic | NoCritic:
@@ -138,9 +143,13 @@ def build_algorithm(cfg: Config, policy: Policy) -> Algorithm:
     options = cfg.algo.model_dump(exclude={"name", "normalize_adv"})
     estimate = partial(estimate, **{key: options.pop(key) for key in ("gamma", "lam") if key in options})
     if cfg.optimizer is not None:
-        rule = partial(OPTIMIZERS[cfg.optimizer.name], **cfg.optimizer.model_dump(exclude={"name"}))
+        keys = cfg.optimizer.model_dump(exclude={"name"})
+        warmup = keys.pop("warmup")
+        if cfg.optimizer.name == "adamp":
+            keys["tensors"] = policy.net.tensors
+        rule = partial(OPTIMIZERS[cfg.optimizer.name], **keys)
         problem = partial(Problem, objective=partial(surrogate, **options))
-        return Algorithm(estimate, problem, learn(policy.theta, rule))
+        return Algorithm(estimate, problem, learn(policy.theta, rule, warmup))
     assert cfg.solver is not None and cfg.fisher is not None  # the schema sees to it
     settings = cfg.solver.model_dump(exclude={"name"})
     if "max_gib" in settings:
@@ -154,10 +163,17 @@ def _refuse_too_large(cfg: Config, policy: Policy, max_gib: float) -> None:
     """A dense solver's matrix is known before the first rollout, but for the few rows that are resets."""
     assert cfg.solver is not None and cfg.fisher is not None
     rank = 1 if cfg.fisher.name == "empirical" else policy.head.rank
-    rows = max(1, round(cfg.fisher.fraction * cfg.num_envs * cfg.horizon)) * rank
+    rows = max(1, round(cfg.fisher.fraction * cfg.num_envs * cfg.horizon)) * rank * (cfg.fisher.name in HAS_ROWS)
     try:
         refuse_too_large(cfg.solver.name, rows, policy.theta.numel(), max_gib)
     except TooLarge as error:
+        raise ConfigError(str(error)) from None
+
+
+def _head(cfg: Config, action_space: spaces.Space) -> Head:
+    try:
+        return head_for(action_space, cfg.policy.std)
+    except ValueError as error:
         raise ConfigError(str(error)) from None
 
 
@@ -179,4 +195,4 @@ def _network(cfg: Config, part: Section, obs_space: spaces.Box, outputs: int, *,
 def _theta(cfg: Config, net: Network, part: str) -> torch.Tensor:
     seeds = generator(cfg.seed, "parameters").integers(2**63, size=2)
     rng = torch.Generator().manual_seed(int(seeds[("policy", "critic").index(part)]))
-    return net.init(rng).to(cfg.device)
+    return net.init(rng).to(cfg.device, DTYPES[cfg.dtype])  # of either dtype the same start

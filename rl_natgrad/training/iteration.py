@@ -2,12 +2,14 @@
 
 import time
 from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rl_natgrad.algos.problem import Batch
+from rl_natgrad.algos.problem import Batch, Problem
 from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.config.schema import Config
 from rl_natgrad.envs.checks import Checks
@@ -23,8 +25,17 @@ class NotFinite(RuntimeError):
     """The maths of too many updates in a row was not finite."""
 
 
+@dataclass(frozen=True)
+class Gathered:
+    """A rollout and the batch made of it, from which nothing has been learned yet."""
+
+    rollout: Rollout
+    batch: Batch
+    seconds: dict[str, float]  # time/collect, and of time/update what the batch took
+
+
 class Training:
-    """A run that can be stepped; state.py saves and restores it.
+    """A run that can be stepped; state.py saves and restores it, between one `iterate` and the next.
 
     Args: cfg: validated.  Raises: envs.errors.EnvError where the environment cannot be made, ConfigError where
           the device is not there or the solver's matrix would be too large.
@@ -48,14 +59,28 @@ class Training:
         checks = Checks(cfg.env.id, self.envs.observation_space)
         self.collector = Collector(self.envs, cfg.horizon, build.generator(cfg.seed, "actions"), checks)
 
-    @np.errstate(over="ignore", invalid="ignore")  # the learners notice what is not finite, and say so
     def iterate(self) -> dict[str, float]:
         """One update from one rollout. Returns what there is to log of it."""
+        return self.learn_from(self.gather())
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def gather(self) -> Gathered:
+        """The first half of an update: a rollout, with which the environments have moved on."""
         clock = _Clock()
         with build.undisturbed():
             rollout = self.collector.collect(self.policy)
         clock.lap("time/collect")
         batch = self.batch(rollout)
+        clock.lap("time/update")
+        return Gathered(rollout, batch, clock.laps)
+
+    @np.errstate(over="ignore", invalid="ignore")  # the learners notice what is not finite, and say so
+    def learn_from(self, gathered: Gathered) -> dict[str, float]:
+        """The second half: policy, critic and normaliser learn, in this order. Returns what to log of both halves.
+
+        Raises: NotFinite, as `learn`.
+        """
+        rollout, batch, clock = gathered.rollout, gathered.batch, _Clock(gathered.seconds)
         info = self.learn(batch) if len(batch.obs) else {}
         clock.lap("time/update")
         info |= self.critic.fit(batch) if len(batch.obs) else {}
@@ -66,29 +91,36 @@ class Training:
 
     def batch(self, rollout: Rollout) -> Batch:
         """The rollout's steps with their advantages and returns."""
-        cfg, device = self.cfg, self.cfg.device
+        cfg, device, dtype = self.cfg, self.cfg.device, build.DTYPES[self.cfg.dtype]
         T, B = rollout.reward.shape
         flat = rollout.obs.reshape((T + 1) * B, *rollout.obs.shape[2:])
-        obs = as_tensor(self.policy.observe(flat), device)
+        obs = as_tensor(self.policy.observe(flat), device, dtype)
         value = self.critic.values(obs).cpu().numpy().astype(np.float64).reshape(T + 1, B)
         adv, ret, rows = self.algorithm.estimate(rollout, value)
         adv = adv[rows]
         if cfg.algo.normalize_adv and len(adv):
             adv = (adv - adv.mean()) / (adv.std() + 1e-8)
         kept = torch.from_numpy(np.flatnonzero(rows)).to(device)
-        action = as_tensor(rollout.action[rows], device)
+        action = as_tensor(rollout.action[rows], device, dtype)
         return Batch(
-            obs[: T * B][kept], action, as_tensor(adv, device),
+            obs[: T * B][kept], action, as_tensor(adv, device, dtype),
             ret=torch.from_numpy(ret[rows]).to(device), value=torch.from_numpy(value[:-1][rows]).to(device),
         )  # fmt: skip
+
+    def problem(self, batch: Batch, rows: torch.Tensor | None = None) -> Problem:
+        """Loss, KL, gradient and Fisher around the policy as it is; of a batch that is not empty.
+
+        Made between `gather` and `learn_from` it changes nothing of the run.  Its Fisher is of all samples, or of
+        `rows` (M,), indices: the share that `fisher.fraction` gives an update is drawn within the update.
+        """
+        return self.algorithm.problem(self.policy, batch, rows=rows)
 
     def learn(self, batch: Batch) -> dict[str, float]:
         """The policy's step on one batch.
 
         Raises: NotFinite after GIVE_UP batches in a row whose maths was not finite.
         """
-        problem = self.algorithm.problem(self.policy, batch, rows=self._fisher_rows(len(batch.obs)))
-        update = self.algorithm.learner(problem)
+        update = self.algorithm.learner(self.problem(batch, rows=self._fisher_rows(len(batch.obs))))
         self.policy.become(update.theta)
         self.not_finite = 0 if update.finite else self.not_finite + 1
         if self.not_finite >= GIVE_UP:
@@ -132,22 +164,21 @@ class Training:
 
 
 class _Clock:
-    """Seconds between one lap and the next."""
+    """Seconds between one lap and the next, on top of earlier ones."""
 
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
+    def __init__(self, laps: Mapping[str, float] | None = None) -> None:
+        self.laps = dict(laps or {})
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.laps[name], self._last = now - self._last, now
+        self.laps[name], self._last = self.laps.get(name, 0.0) + now - self._last, now
 
 
-def as_tensor(array: NDArray, device: torch.device | str) -> torch.Tensor:
-    """An array as a tensor on a device: floats in torch's default precision, other dtypes as they are."""
+def as_tensor(array: NDArray, device: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """An array as a tensor on a device: floats in `dtype`, others as they are."""
     tensor = torch.from_numpy(array)
-    dtype = torch.get_default_dtype() if tensor.is_floating_point() else tensor.dtype
-    return tensor.to(device, dtype)
+    return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
 
 
 def _check_device(device: str) -> None:
