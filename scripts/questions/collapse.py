@@ -1,0 +1,257 @@
+"""Direction or length: which of them keeps a policy from collapsing?
+
+Every direction (g, F⁻¹g) with every length (a fixed rate; the radius at which KL = δ; the same and a line search),
+over five sizes of each, and Adam. Nothing is tuned: every size is reported.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+from page import COLOURS, Answer, Claim, Table, iqm, listed, number
+from runner import Row, main
+
+from rl_natgrad.compare.stats import iqm as interquartile
+from rl_natgrad.compare.stats import wilson
+from runs import SEEDS, smooth, updates
+
+RADII = ("0.001", "0.01", "0.1", "1", "10")
+RULES = {  # what is printed: the words of a command, the key that sets the length, its sizes
+    "g, rate": (["algo=pg", "optimizer=sgd"], "optimizer.lr", ("0.01", "0.1", "1", "10", "100")),
+    "g, KL": (["algo=npg", "solver=identity"], "algo.delta", RADII),
+    "g, KL, search": (["algo=trpo", "solver=identity"], "algo.delta", RADII),
+    "F⁻¹g, rate": (["algo=npg"], "algo.lr", ("0.01", "0.1", "1", "10", "100")),
+    "F⁻¹g, KL (NPG)": (["algo=npg"], "algo.delta", RADII),
+    "F⁻¹g, KL, search (TRPO)": (["algo=trpo"], "algo.delta", RADII),
+    "Adam": (["algo=pg", "optimizer=adam"], "optimizer.lr", ("0.0001", "0.001", "0.01", "0.1", "1")),
+}
+STEPS = {"CartPole": 60_000, "Pendulum": 100_000, "Acrobot": 60_000}
+SMALL = 0.01  # nats: an update below it is called small
+
+
+def jobs(smoke: bool) -> list[Row]:
+    """A training each."""
+    steps = {"CartPole": 10_000} if smoke else STEPS
+    seeds = SEEDS[:2] if smoke else SEEDS
+    return [
+        {"env": env, "rule": rule, "size": size, "seed": seed, "steps": steps[env]}
+        for env in steps for seed in seeds for rule, (_, _, sizes) in RULES.items()
+        for size in sizes[env != "CartPole" :]  # the smallest, which hardly learns there, serves the oracle
+    ]  # fmt: skip
+
+
+def rows(job: Row) -> list[Row]:
+    """How high the training came, how far it fell, and how far its updates went."""
+    words, key, _ = RULES[job["rule"]]
+    found = list(updates(*words, f"{key}={job['size']}", f"env={job['env']}", f"seed={job['seed']}",
+                         f"total_steps={job['steps']}"))  # fmt: skip
+    taken = [log for _, log in found if log["policy/step_norm"] > 0]
+    kl = [log["policy/kl"] for log in taken]
+    ratio = [log["policy/kl"] / log["policy/kl_predicted"] for log in taken if log.get("policy/kl_predicted")]
+    median = lambda values: float(np.median(values)) if values else None  # noqa: E731
+    return [rise_and_fall([r for r, _ in found]) | {
+        "kl": median(kl), "kl_max": max(kl, default=None), "kl_ratio": median(ratio),
+        "stayed": 1 - len(taken) / len(found), "finished": found[-1][1]["step"] >= job["steps"],
+    }]  # fmt: skip
+
+
+def rise_and_fall(returns: Sequence[float | None]) -> Row:
+    """Where a training began, its best mean of three batches, its end, the deepest fall after a best.
+
+    fall is a share of what had been gained over the first batch, which a random policy gathered: 1 is back to it.
+    """
+    curve, start = smooth(returns), next(r for r in returns if r is not None)
+    best = np.maximum.accumulate(curve)
+    gained = np.maximum(best - start, 1e-9)
+    falls = np.where(best > start, (best - curve) / gained, 0.0)
+    deep = int(np.argmax(best - curve))
+    return {"start": start, "best": float(best[-1]), "end": float(curve[-1]), "mean": float(curve.mean()),
+            "fall": float(falls[deep]), "fallen": float((best - curve).max())}  # fmt: skip
+
+
+def answer(rows: Sequence[Row]) -> Answer:
+    """The page."""
+    envs = list(dict.fromkeys(row["env"] for row in rows))
+    learned = {env: learning(rows, env) for env in envs}
+    rows = [row | {"collapsed": collapsed(row, *learned[row["env"]])} for row in rows]
+    cells = [group(rows, env, rule, size) for env in envs for rule in RULES for size in sizes(rows, env, rule)]
+    natural = [c for c in cells if c["rule"].startswith("F") and c["rule"] != "F⁻¹g, rate"]
+    plain = [c for c in cells if c["rule"].startswith("g")]
+    trpo = [r for r in rows if "TRPO" in r["rule"]]
+    over = [r for r in trpo if r["kl_max"] is not None and r["kl_max"] > float(r["size"]) * (1 + 1e-9)]
+    small = [c for c in cells if c["kl"] is not None and c["kl"] <= SMALL]
+    quiet = [c for c in small if c["collapsed"] == 0]
+    first = lambda kind: {env: radius(cells, env, kind) for env in envs}  # noqa: E731
+    npg, trpo_first = first("F⁻¹g, KL (NPG)"), first("F⁻¹g, KL, search (TRPO)")
+    best = {env: {d: best_of(cells, env, d) for d in ("g", "F", "A")} for env in envs}
+    return Answer(
+        title="Direction or length: what keeps a policy from collapsing?",
+        question="The natural gradient turns the gradient, and its KL radius sizes the step. Which of the two, or the "
+        "line search after them, keeps a policy from collapsing, and which makes it learn?",
+        claims=[
+            Claim("The natural gradient is worth having for direct control of movement in the space of predicted "
+                  "distributions", *control(best, envs)),
+            Claim("TRPO avoids catastrophic collapse", *avoids(cells, envs)),
+        ],
+        sentence=sentence(best, npg, trpo_first, envs, natural, plain),
+        run=f"{len(rows)} trainings: {listed([f'{env} for {steps(rows, env):,} steps' for env in envs])}, seeds "
+        f"{seeds(rows)}, the defaults but for the rule and its size. A return is the mean of a batch's own episodes; a "
+        "training's curve is its means over three batches. It has *collapsed* where the curve falls below half the way "
+        "from the first batch (a random policy) to its best so far, having risen by at least a quarter of what the "
+        "best training of all rose; so what never learned is not called collapsed. "
+        f"{sum(not row['finished'] for row in rows)} trainings ended early, as ten updates in a row were not finite; "
+        "their end is their last three batches.",
+        tables=[Table(f"{env}", ["rule", "size", "median KL of an update", "collapsed", "deepest fall", "end, IQM"],
+                      [line(c) for c in cells if c["env"] == env]) for env in envs],
+        plot=partial(draw, cells, envs),
+        caption="Above, the return at the end, below, the share of trainings that collapsed, both against the KL of the "
+        "median update: one axis for rules whose sizes are rates and radii.",
+        oracle=f"TRPO's measured KL is above δ in {len(over)} of {len(trpo)} trainings (expected 0). Measured over "
+        f"predicted KL, median of NPG's updates: {ratios(rows)}: it goes to 1 as δ goes to 0, as a quadratic model's "
+        f"must. Of the {len(small)} cells whose median update is at most {SMALL} nats, {len(quiet)} have no "
+        "collapse at all.",
+        cannot=[
+            f"{len(cells)} cells are shown, each with its own interval and none corrected for their number; neighbouring "
+            "sizes that agree say more than one cell.",
+            "Small networks, three tasks, one batch size (2,048), no decay of rate or radius. Adam restarts nothing after "
+            "a bad step, and is one of many first-order methods; results/optimizers has the others.",
+            "A collapse is defined by a threshold (half). The deepest falls are in data.csv for another one.",
+        ],
+        literature=[
+            "Kakade 2001 (A natural policy gradient): the direction with a fixed rate.",
+            "Schulman et al. 2015 (Trust region policy optimization), appendix C: radius and search.",
+            "Peters & Schaal 2008 (Natural actor-critic): the rate of a natural step set by a bound on the KL.",
+        ],
+        size=(4.4 * len(envs), 7.2),
+    )  # fmt: skip
+
+
+def learning(rows: Sequence[Row], env: str) -> tuple[float, float]:
+    """A random policy's return, and the best that any training reached."""
+    inside = [row for row in rows if row["env"] == env]
+    return float(np.median([row["start"] for row in inside])), max(row["best"] for row in inside)
+
+
+def collapsed(row: Row, random: float, top: float) -> bool:
+    """Whether a training lost half of what it had gained, having gained something."""
+    return row["best"] - row["start"] >= (top - random) / 4 and row["fall"] > 0.5
+
+
+def sizes(rows: Sequence[Row], env: str, rule: str) -> list[float]:
+    return sorted({row["size"] for row in rows if (row["env"], row["rule"]) == (env, rule)})
+
+
+def group(rows: Sequence[Row], env: str, rule: str, size: float) -> Row:
+    """One cell: ten seeds."""
+    inside = [row for row in rows if (row["env"], row["rule"], row["size"]) == (env, rule, size)]
+    kls = [row["kl"] for row in inside if row["kl"] is not None]
+    ends = np.array([row["end"] for row in inside])
+    return {
+        "env": env, "rule": rule, "size": size, "n": len(inside), "ends": ends, "end": float(interquartile(ends)),
+        "collapsed": sum(row["collapsed"] for row in inside), "fall": float(np.median([r["fall"] for r in inside])),
+        "kl": float(np.median(kls)) if kls else None,
+    }  # fmt: skip
+
+
+def radius(cells: Sequence[Row], env: str, rule: str) -> str:
+    """The smallest δ at which more than a tenth of the trainings collapse."""
+    found = [c["size"] for c in cells if (c["env"], c["rule"]) == (env, rule) and c["collapsed"] > c["n"] / 10]
+    return f"{min(found):g}" if found else "no δ tried"
+
+
+def best_of(cells: Sequence[Row], env: str, direction: str) -> Row:
+    """The cell of a direction (first letter of its rule) with the highest end."""
+    return max((c for c in cells if c["env"] == env and c["rule"][0] == direction), key=lambda c: c["end"])
+
+
+def control(best: dict[str, dict[str, Row]], envs: Sequence[str]) -> tuple[str, str]:
+    """Is it the length that counts? Where the plain direction at its best length ends as high as the natural one."""
+    alike = [env for env in envs if overlap(best[env]["g"], best[env]["F"])]
+    said = listed([f"{env} {number(best[env]['g']['end'])} against {number(best[env]['F']['end'])}" for env in envs])
+    verdict = "true" if len(alike) == len(envs) else "false" if not alike else "half true"
+    return verdict, f"At its best length the plain gradient ends at {said} of the natural one (IQM of ten seeds)."
+
+
+def overlap(a: Row, b: Row) -> bool:
+    """Whether the 95 % interval of P(a run of b ends above one of a) holds a half."""
+    from rl_natgrad.compare.stats import improvement
+
+    _, (low, high) = improvement(b["ends"], a["ends"])
+    return low <= 0.5 <= high
+
+
+def avoids(cells: Sequence[Row], envs: Sequence[str]) -> tuple[str, str]:
+    """TRPO's collapses at usual and at large δ, beside NPG's."""
+    count = lambda rule, low, high: [  # noqa: E731
+        sum(c[key] for c in cells if rule in c["rule"] and low <= c["size"] <= high) for key in ("collapsed", "n")
+    ]
+    usual, large, without = count("TRPO", 0, 0.1), count("TRPO", 1, 10), count("NPG", 1, 10)
+    rate = lambda k, n: f"{k} of {n} [{wilson(k, n)[0]:.0%}, {wilson(k, n)[1]:.0%}]"  # noqa: E731
+    verdict = "true" if large[0] == 0 else "half true" if usual[0] <= usual[1] / 20 else "false"
+    return verdict, (
+        f"It collapses in {rate(*usual)} trainings with δ ≤ 0.1, and in {rate(*large)} with δ = 1 and 10, where NPG, "
+        f"which has no search, collapses in {rate(*without)} (Wilson intervals)."
+    )
+
+
+def sentence(best, npg, trpo, envs, natural, plain) -> str:
+    """What decides what."""
+    where = lambda found: listed([f"{env} {found[env]}" for env in envs])  # noqa: E731
+    first = listed([
+        f"{env} {number(best[env]['F']['end'])} with “{best[env]['F']['rule']}” at {best[env]['F']['size']:g}"
+        for env in envs
+    ])  # fmt: skip
+    rate = lambda cells: sum(c["collapsed"] for c in cells) / max(1, sum(c["n"] for c in cells))  # noqa: E731
+    return (
+        f"Highest ends: {first}. The smallest δ at which more than one training in ten collapses is, without a search, "
+        f"{where(npg)}; with it, {where(trpo)}. Over all sizes {rate(natural):.0%} of the natural steps of a KL radius "
+        f"collapsed, and {rate(plain):.0%} of the plain ones."
+    )
+
+
+def ratios(rows: Sequence[Row]) -> str:
+    """Measured over predicted KL at each δ."""
+    found = {}
+    for row in rows:
+        if "NPG" in row["rule"] and row["kl_ratio"] is not None:
+            found.setdefault(row["size"], []).append(row["kl_ratio"])
+    return ", ".join(f"{np.median(v):.2f} at δ = {size:g}" for size, v in sorted(found.items(), reverse=True))
+
+
+def line(cell: Row) -> list[str]:
+    low, high = wilson(cell["collapsed"], cell["n"])
+    return [cell["rule"], f"{cell['size']:g}", "–" if cell["kl"] is None else f"{cell['kl']:.2g}",
+            f"{cell['collapsed']} of {cell['n']} [{low:.0%}, {high:.0%}]", f"{cell['fall']:.2f}",
+            iqm(cell["ends"])]  # fmt: skip
+
+
+def steps(rows: Sequence[Row], env: str) -> int:
+    return next(row["steps"] for row in rows if row["env"] == env)
+
+
+def seeds(rows: Sequence[Row]) -> str:
+    found = sorted({row["seed"] for row in rows})
+    return f"{found[0]} to {found[-1]}"
+
+
+def draw(cells: Sequence[Row], envs: Sequence[str], figure) -> None:
+    panels = figure.subplots(2, len(envs), squeeze=False, sharex="col")
+    marks: dict[str, Callable | str] = dict(zip(RULES, "ovsovsD", strict=True))
+    for column, env in zip(panels.T, envs, strict=True):
+        for colour, rule in zip(COLOURS, RULES, strict=True):
+            inside = [c for c in cells if (c["env"], c["rule"]) == (env, rule) and c["kl"]]
+            for panel, key in zip(column, ("end", "share"), strict=True):
+                y = [c["end"] if key == "end" else c["collapsed"] / c["n"] for c in inside]
+                panel.plot([c["kl"] for c in inside], y, marker=marks[rule], color=colour, label=rule, markersize=4,
+                           linewidth=1.2, linestyle="-" if rule[0] == "F" else "--")  # fmt: skip
+                panel.set_xscale("log")
+        column[0].set_title(env)
+        column[1].set_xlabel("median KL of an update, nats")
+    panels[0, 0].set_ylabel("return at the end, IQM")
+    panels[1, 0].set_ylabel("share of trainings that collapsed")
+    panels[0, 0].legend(fontsize="x-small", frameon=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.modules[__name__], sys.argv[1:]))

@@ -1,0 +1,147 @@
+"""A page of results/: what a question's rows say, as text that is computed from them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from rl_natgrad.compare import stats
+from rl_natgrad.run.files import naming
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito 2008
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A line of results/README.md: what is claimed, whether it is true, and the number that says so."""
+
+    claim: str
+    verdict: str  # true, half true, false, or not settled
+    number: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a word before it. Cells are text."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    before: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """All that a page says. Every number and verdict in it comes from the rows."""
+
+    title: str
+    question: str
+    claims: Sequence[Claim]
+    sentence: str  # the answer
+    run: str  # what was run
+    tables: Sequence[Table]
+    plot: Callable[["Figure"], None]  # noqa: F821  draws on an empty matplotlib figure
+    caption: str
+    oracle: str  # what shows that the experiment itself is right, with its figure
+    cannot: Sequence[str]  # what this cannot show
+    literature: Sequence[str]
+    size: tuple[float, float] = field(default=(13, 4.4))  # of the figure, inches
+
+    def draw(self, file: Path) -> None:
+        """The figure."""
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=self.size, layout="constrained", dpi=110)
+        self.plot(figure)
+        for panel in figure.axes:
+            panel.spines[["top", "right"]].set_visible(False)
+        with naming(file):
+            figure.savefig(file)
+
+
+PAGE = """\
+# {title}
+
+**Question.** {question}
+
+## Answer
+
+{verdicts}
+
+{sentence}
+
+## Command
+
+    python scripts/questions/{name}.py
+
+runs what is missing and writes this page; it can be stopped and started again. `render` makes page and figure from
+[data.csv](data.csv) alone, `smoke=1` tries everything in a minute.
+
+![{caption}](figure.png)
+
+{caption}
+
+## What was run
+
+{run}
+
+{tables}
+
+## Is the experiment right?
+
+{oracle}
+
+## What this cannot show
+
+{cannot}
+
+## Literature
+
+{literature}
+
+Made with {about}.
+"""
+
+
+def markdown(answer: Answer, name: str, about: str) -> str:
+    """README.md."""
+    verdicts = "\n".join(f"- “{c.claim}”: **{c.verdict}**. {c.number}" for c in answer.claims)
+    tables = "\n\n".join(
+        "\n\n".join(filter(None, (f"## {t.title}", t.before, grid(t.header, t.rows)))) for t in answer.tables
+    )
+    return PAGE.format(
+        title=answer.title, question=answer.question, verdicts=verdicts, sentence=answer.sentence, name=name,
+        caption=answer.caption, run=answer.run, tables=tables, oracle=answer.oracle, about=about,
+        cannot="\n".join(f"- {line}" for line in answer.cannot),
+        literature="\n".join(f"- {line}" for line in answer.literature),
+    )  # fmt: skip
+
+
+def grid(header: Sequence[str], rows: Sequence[Sequence[str]], right: bool = True) -> str:
+    """A Markdown table; all columns but the first are numbers, to the right, unless said otherwise."""
+    lines = [header, [":--", *["--:" if right else ":--"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def iqm(values: ArrayLike, show: str = ",.0f") -> str:
+    """IQM [low, high] over seeds, its 95 % bootstrap interval; a dash where there is nothing."""
+    found = np.asarray(values, float)
+    if len(found) == 0:
+        return "–"
+    low, high = stats.iqm_interval([found[:, None]], replicates=10_000)
+    return f"{number(float(stats.iqm(found)), show)} [{number(low[0], show)}, {number(high[0], show)}]"
+
+
+def number(value: float, show: str = ",.0f") -> str:
+    """The number with a real minus sign."""
+    return format(value, show).replace("-", "−") if "e" not in show else format(value, show)
+
+
+def listed(words: Sequence[str]) -> str:
+    """a, b and c."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else "none"

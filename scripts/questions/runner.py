@@ -1,0 +1,179 @@
+"""What the pages of results/ share: jobs in, rows out, stopped and started again at will.
+
+A question is a module of this folder with three functions:
+
+    jobs(smoke)     the work, a flat dict a job; with smoke a minute's worth of it
+    rows(job)       what one job measured, flat dicts
+    answer(rows)    what all rows say: page.Answer, text, tables and figure
+
+`python scripts/questions/<name>.py` runs what is missing, writes results/<name>/data.csv, and renders the page from it.
+`render` only renders.  smoke=1 writes below runs/questions/smoke instead.  jobs=N jobs at once (one per core; a
+question that is timed sets ALONE = True and runs one).
+"""
+
+import csv
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from io import StringIO
+from multiprocessing import get_context
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from page import markdown
+
+from rl_natgrad.envs.cores import cores
+from rl_natgrad.run.files import write_atomically
+from rl_natgrad.run.provenance import git_state, versions
+
+ROOT = Path(__file__).resolve().parents[2]
+Row = dict[str, Any]
+LIBRARIES = ("rl_natgrad", "torch", "gymnasium", "numpy", "python")
+
+
+def main(question: ModuleType, argv: Sequence[str]) -> int:
+    """Runs what is missing, then writes data.csv and the page.
+
+    Exit code: 0, 1 (a job failed; the page stays as it was), 2 (refused), 130 (stopped).
+    """
+    name = title(question)
+    words = {"jobs": "1" if getattr(question, "ALONE", False) else str(cores()), "smoke": "0", "render": "0"}
+    given = dict(word.split("=", 1) if "=" in word else (word, "1") for word in argv)
+    if given.keys() - words.keys():
+        print(f"error: expected [render] [smoke=1] [jobs=N], got {shlex.join(argv)}", file=sys.stderr)
+        return 2
+    words |= given
+    smoke = words["smoke"] == "1"
+    out = ROOT / ("runs/questions/smoke" if smoke else "results") / name
+    if words["render"] == "0":
+        kept = ROOT / "runs/questions" / f"{name}{'-smoke' if smoke else ''}.jsonl"
+        code = work(question, question.jobs(smoke), kept, int(words["jobs"]))
+        if code:
+            return code
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / "data.csv", to_csv(*collected(question.jobs(smoke), kept)).encode())
+    render(question, out)
+    print(f"wrote   {out.relative_to(ROOT)}/README.md, figure.png, data.csv")
+    return 0
+
+
+def title(question: ModuleType) -> str:
+    """Its folder below results/: batch_size.py writes batch-size."""
+    return Path(question.__file__).stem.replace("_", "-")
+
+
+def work(question: ModuleType, jobs: Sequence[Row], kept: Path, at_once: int) -> int:
+    """Runs the jobs that `kept` does not hold yet, each once, appending a line a job. Returns the exit code."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    if kept.exists() and not kept.read_bytes().endswith(b"\n"):
+        write_atomically(kept, kept.read_bytes() + b"\n")  # what a kill cut short stays a line of its own
+    done = {_key(line["job"]) for line in _read(kept)}
+    left = [job for job in jobs if _key(job) not in done]
+    commit, began, failed = (git_state() or {}).get("hash"), time.monotonic(), 0
+    # Forked, the imports are paid for once; nothing has started a thread yet.
+    with ProcessPoolExecutor(at_once, get_context("fork"), _one_thread) as pool, kept.open("a") as file:
+        futures = {pool.submit(_measured, question.rows, job): job for job in left}
+        try:
+            for number, future in enumerate(as_completed(futures), 1):
+                if error := future.exception():
+                    failed += 1
+                    print(f"\nerror: {_key(futures[future])}: {error!r}", file=sys.stderr)
+                else:
+                    file.write(json.dumps(future.result() | {"commit": commit}) + "\n")
+                    file.flush()
+                _show(number, len(left), time.monotonic() - began)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=True, cancel_futures=True)
+            print(f"\nstopped; the same command goes on ({kept})")
+            return 130
+    return int(failed > 0)
+
+
+def _one_thread() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    os.nice(1)
+    from rl_natgrad.training.build import use_threads
+
+    use_threads(1)
+
+
+def _measured(rows: Callable[[Row], list[Row]], job: Row) -> Row:
+    """What a job gave, and the CPU seconds that it took."""
+    began = time.process_time()
+    found = rows(job)
+    return {"job": job, "rows": found, "seconds": round(time.process_time() - began, 3), "versions": versions()}
+
+
+def _show(done: int, total: int, seconds: float) -> None:
+    left = f"{seconds / done * (total - done) / 60:.0f} min left"
+    print(f"\r{done}/{total} jobs  {left}   ", end="\n" if done == total else "", flush=True)
+
+
+def collected(jobs: Iterable[Row], kept: Path) -> tuple[list[Row], str]:
+    """The rows of these jobs, in their order, and a line on how they were made."""
+    lines = {_key(line["job"]): line for line in _read(kept)}
+    found = [lines[_key(job)] for job in jobs]
+    made = sorted({", ".join(f"{name} {line['versions'].get(name, '?')}" for name in LIBRARIES) for line in found})
+    commits = sorted({str(line["commit"])[:12] for line in found})
+    hours = sum(line["seconds"] for line in found) / 3600
+    about = f"{len(found)} jobs, {hours:.2g} hours of one core; {' or '.join(made)}; commit {' or '.join(commits)}"
+    return [line["job"] | row for line in found for row in line["rows"]], about
+
+
+def _read(kept: Path) -> list[Row]:
+    """The lines of earlier jobs; one that a kill cut short is not there."""
+    lines = kept.read_text().splitlines() if kept.exists() else []
+    whole = []
+    for line in lines:
+        try:
+            whole.append(json.loads(line))
+        except ValueError:
+            continue
+    return whole
+
+
+def _key(job: Row) -> str:
+    return json.dumps(job, sort_keys=True)
+
+
+def to_csv(rows: Sequence[Row], about: str) -> str:
+    """The rows under one header, floats to 6 digits, and `about` as a comment above."""
+    file = StringIO()
+    file.write(f"# {about}\n")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(names)
+    for row in rows:
+        writer.writerow(f"{v:.6g}" if isinstance(v := row.get(n), float) else "" if v is None else v for n in names)
+    return file.getvalue()
+
+
+def from_csv(text: str) -> tuple[list[Row], str]:
+    """`to_csv` read back: numbers as numbers, an empty cell as None."""
+    about, _, table = text.partition("\n")
+    return [{k: _value(v) for k, v in row.items()} for row in csv.DictReader(StringIO(table))], about.removeprefix("# ")
+
+
+def _value(cell: str) -> str | int | float | bool | None:
+    if cell in ("", "True", "False"):
+        return {"": None, "True": True, "False": False}[cell]
+    for kind in (int, float):
+        try:
+            return kind(cell)
+        except ValueError:
+            continue
+    return cell
+
+
+def render(question: ModuleType, out: Path) -> None:
+    """README.md and figure.png from data.csv, and from nothing else."""
+    rows, about = from_csv((out / "data.csv").read_text())
+    answer = question.answer(rows)
+    write_atomically(out / "README.md", markdown(answer, Path(question.__file__).stem, about).encode())
+    answer.draw(out / "figure.png")
