@@ -26,7 +26,7 @@ RULES = {  # what is printed: the words of a command, the key that sets the leng
     "F⁻¹g, KL, search (TRPO)": (["algo=trpo"], "algo.delta", RADII),
     "Adam": (["algo=pg", "optimizer=adam"], "optimizer.lr", ("0.0001", "0.001", "0.01", "0.1", "1")),
 }
-STEPS = {"CartPole": 60_000, "Pendulum": 100_000, "Acrobot": 60_000}
+STEPS = {"CartPole": 60_000, "Pendulum": 100_000}
 SMALL = 0.01  # nats: an update below it is called small
 
 
@@ -114,7 +114,7 @@ def answer(rows: Sequence[Row]) -> Answer:
         cannot=[
             f"{len(cells)} cells are shown, each with its own interval and none corrected for their number; neighbouring "
             "sizes that agree say more than one cell.",
-            "Small networks, three tasks, one batch size (2,048), no decay of rate or radius. Adam restarts nothing after "
+            f"Small networks, {listed(envs)} alone, one batch size (2,048), no decay of rate or radius. Adam restarts nothing after "
             "a bad step, and is one of many first-order methods; results/optimizers has the others.",
             "A collapse is defined by a threshold (half). The deepest falls are in data.csv for another one.",
         ],
