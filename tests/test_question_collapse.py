@@ -23,8 +23,8 @@ def invented(collapse, falls, ends):
                 rows.append({
                     "env": "CartPole", "rule": rule, "size": size, "seed": seed, "steps": 60_000, "start": 20.0,
                     "best": 400.0, "end": ends(rule) + seed % 3, "mean": 200.0,
-                    "fallen": 300.0 if fell else 20.0, "kl": min(size, 1.0), "kl_max": size, "kl_ratio": 1.0, "stayed": 0.0,
-                    "finished": True,
+                    "fallen": 300.0 if fell else 20.0, "kl": min(size, 1.0), "kl_max": size, "kl_ratio": 1.0,
+                    "stayed": 0.0, "finished": True,
                 })  # fmt: skip
     return rows
 

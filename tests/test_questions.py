@@ -7,7 +7,6 @@ import pytest
 from whole_runs import ROOT
 
 QUESTIONS = ROOT / "scripts" / "questions"
-PARTS = ("runner", "page", "runs", "index")  # what the questions share
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from page import COLOURS, Answer, Claim, Table, listed
 from runner import Row, main
+from trainings import SEEDS, smooth, training, updates
 
 from rl_natgrad.compare import summary
 from rl_natgrad.compare.options import AXES, Options
 from rl_natgrad.compare.runs import Run
 from rl_natgrad.compare.summary import LAST, Comparison, Group, duration, number, with_interval
-from runs import SEEDS, smooth, training, updates
 
 ALGOS = {"pg": "PG", "npg": "NPG", "trpo": "TRPO"}
 STEPS = {"CartPole-v1": 100_000, "Acrobot-v1": 100_000, "Pendulum-v1": 200_000, "LunarLander-v3": 300_000}

@@ -16,6 +16,7 @@ import torch
 from clock_models import FULL, LONG, METHODS, SHARES, TASKS, Race, between, lbfgs, race, targets, task
 from page import COLOURS, Answer, Claim, Table, iqm, listed, number
 from runner import Row, main
+from trainings import SEEDS, training
 
 from rl_natgrad.algos.npg import npg
 from rl_natgrad.algos.problem import likelihood
@@ -25,7 +26,6 @@ from rl_natgrad.policy.heads import DiagGaussian
 from rl_natgrad.policy.mlp import MLP
 from rl_natgrad.policy.model import Model
 from rl_natgrad.training.iteration import NotFinite
-from runs import SEEDS, training
 
 ALONE = True  # it is timed
 TUNING = range(1000, 1003)

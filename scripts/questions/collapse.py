@@ -11,10 +11,10 @@ from functools import partial
 import numpy as np
 from page import COLOURS, Answer, Claim, Table, iqm, listed, number
 from runner import Row, main
+from trainings import SEEDS, smooth, updates
 
 from rl_natgrad.compare.stats import iqm as interquartile
 from rl_natgrad.compare.stats import wilson
-from runs import SEEDS, smooth, updates
 
 RADII = ("0.001", "0.01", "0.1", "1", "10")
 RULES = {  # what is printed: the words of a command, the key that sets the length, its sizes

@@ -15,8 +15,8 @@ import torch
 from page import COLOURS, Answer, Claim, Table, iqm, listed, number
 from problems import DATA, cosine, direction, ggn_error, snapshots, split
 from runner import Row, main
-from runs import SEEDS
 from torch import Tensor
+from trainings import SEEDS
 
 from rl_natgrad.algos.problem import Problem, likelihood
 from rl_natgrad.algos.trpo import trpo

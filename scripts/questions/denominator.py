@@ -14,6 +14,7 @@ import torch
 from page import COLOURS, Answer, Claim, Table, iqm, listed, number
 from runner import Row, main
 from torch import Tensor
+from trainings import SEEDS, smooth, training, updates
 
 from rl_natgrad.algos.problem import Batch
 from rl_natgrad.compare.stats import improvement, iqm_interval
@@ -22,7 +23,6 @@ from rl_natgrad.optim.fisher import Fisher, GaussNewton
 from rl_natgrad.optim.solvers import cg, diagonal
 from rl_natgrad.policy.heads import Categorical
 from rl_natgrad.policy.mlp import MLP
-from runs import SEEDS, smooth, training, updates
 
 LEARNERS = {"Adam": ["algo=pg"], "TRPO": ["algo=trpo"]}
 SNAPSHOTS = (3, 8, 16)  # updates of a policy at which v̂ is looked at

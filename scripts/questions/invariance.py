@@ -29,9 +29,9 @@ from invariance_runs import (
 from page import COLOURS, Answer, Claim, Table, iqm, listed, number
 from reparametrised import SPREADS
 from runner import Row, main
+from trainings import SEEDS
 
 from rl_natgrad.compare import stats
-from runs import SEEDS
 
 __all__ = ["answer", "jobs", "rows"]
 

@@ -9,6 +9,7 @@ import numpy as np
 from reparametrised import SPREADS, Kept, Spread, apart, distance, divergence, to_sigmoid
 from runner import Row
 from torch import Tensor
+from trainings import SEEDS, training
 
 from rl_natgrad.algos.problem import Batch, Problem
 from rl_natgrad.config import compose
@@ -17,7 +18,6 @@ from rl_natgrad.optim.steps import FullStep, Step, backtrack, to_radius
 from rl_natgrad.policy.policy import Policy
 from rl_natgrad.training.build import build_policy
 from rl_natgrad.training.iteration import NotFinite, Training
-from runs import SEEDS, training
 
 NETS = ("[2]", "[4]", "[16,16]", "[64,64]")
 SNAPSHOTS = (1, 10, 25)  # updates whose batch is looked at

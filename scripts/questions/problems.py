@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from runs import training
 from torch import Tensor
+from trainings import training
 
 from rl_natgrad.algos.problem import Batch, Problem, kl_hessian, likelihood
 from rl_natgrad.policy.heads import Categorical, DiagGaussian, Head

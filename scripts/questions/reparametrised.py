@@ -161,4 +161,5 @@ def distance(head: Head, old: Tensor, a: Tensor, b: Tensor) -> float | None:
 def apart(head: Head, z: Tensor, a: Tensor, b: Tensor) -> float:
     """D as δ goes to 0, of changes a and b (N, K) of the outputs z: √(E ‖a − b‖²_M / E ‖a‖²_M)."""
     metric, change = head.metric(z), a - b
-    return float((change * metric(change)).sum() / (a * metric(a)).sum()) ** 0.5
+    ratio = float((change * metric(change)).sum() / (a * metric(a)).sum())
+    return max(ratio, 0.0) ** 0.5  # the same direction leaves a rounding of either sign

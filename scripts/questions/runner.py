@@ -78,14 +78,14 @@ def work(question: ModuleType, jobs: Sequence[Row], kept: Path, at_once: int) ->
     commit, began, failed = (git_state() or {}).get("hash"), time.monotonic(), 0
     # Forked, the imports are paid for once; nothing has started a thread yet.
     with ProcessPoolExecutor(at_once, get_context("fork"), _one_thread) as pool, kept.open("a") as file:
-        futures = {pool.submit(_measured, question.rows, job): job for job in left}
+        futures = {pool.submit(_measured, question.rows, job, commit): job for job in left}
         try:
             for number, future in enumerate(as_completed(futures), 1):
                 if error := future.exception():
                     failed += 1
                     print(f"\nerror: {_key(futures[future])}: {error!r}", file=sys.stderr)
                 else:
-                    file.write(json.dumps(future.result() | {"commit": commit}) + "\n")
+                    file.write(future.result() + "\n")
                     file.flush()
                 _show(number, len(left), time.monotonic() - began)
         except KeyboardInterrupt:
@@ -103,11 +103,12 @@ def _one_thread() -> None:
     use_threads(1)
 
 
-def _measured(rows: Callable[[Row], list[Row]], job: Row) -> Row:
-    """What a job gave, and the CPU seconds that it took."""
+def _measured(rows: Callable[[Row], list[Row]], job: Row, commit: str | None) -> str:
+    """The line of a job: what it gave, the CPU seconds that it took, and the code and libraries that it ran."""
     began = time.process_time()
     found = rows(job)
-    return {"job": job, "rows": found, "seconds": round(time.process_time() - began, 3), "versions": versions()}
+    line = {"job": job, "rows": found, "seconds": round(time.process_time() - began, 3)}
+    return json.dumps(line | {"versions": versions(), "commit": commit})
 
 
 def _show(done: int, total: int, seconds: float) -> None:

@@ -16,8 +16,8 @@ from curvature import interval, unique
 from page import COLOURS, Answer, Claim, Table, iqm, listed, number
 from problems import DATA, Split, cosine, ggn_error, snapshots, split
 from runner import Row, main
-from runs import SEEDS, smooth, updates
 from torch import Tensor
+from trainings import SEEDS, smooth, updates
 
 from rl_natgrad.algos.npg import npg
 from rl_natgrad.algos.problem import Problem, empirical, gauss_newton
