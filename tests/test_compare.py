@@ -15,7 +15,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from rl_natgrad.compare import main, plot
 from rl_natgrad.compare.options import Options, parse
 from rl_natgrad.compare.runs import comparisons, read_runs
-from rl_natgrad.compare.summary import compare
+from rl_natgrad.compare.summary import compare, normalised
 
 
 def labels(root: Path, *by: str) -> dict[str, list[int]]:
@@ -83,6 +83,43 @@ def test_keys_that_end_alike_are_written_out(tmp_path):
     assert "pg optimizer.lr=1 critic.lr=2" in labels(tmp_path)
 
 
+@pytest.fixture
+def optimizers(tmp_path):
+    for name, extra in (("adam", {"betas": [0.9, 0.999]}), ("sgd", {}), ("momentum", {"momentum": 0.9})):
+        config = {"optimizer.name": name, "optimizer.lr": len(name) / 100}
+        write_run(tmp_path, "pg", name=name, config=config | {f"optimizer.{k}": v for k, v in extra.items()})
+    write_run(tmp_path, "npg", config={"solver.name": "cg", "solver.damping": 0.1})
+    return tmp_path
+
+
+@pytest.mark.parametrize("by", [[], ["algo", "optimizer"]])
+def test_a_choice_is_the_label_and_not_all_that_follows_from_it(optimizers, by):
+    chosen = {f"pg optimizer={name}" for name in ("adam", "sgd", "momentum")}
+    assert set(labels(optimizers, *by)) == chosen | {"npg"}
+
+
+def test_a_key_that_was_changed_within_a_choice_is_in_the_label(optimizers):
+    config = {"optimizer.name": "adam", "optimizer.lr": 1, "optimizer.betas": [0.9, 0.999]}
+    write_run(optimizers, "pg", name="other", config=config)
+    assert {"pg optimizer=adam lr=0.04", "pg optimizer=adam lr=1", "pg optimizer=sgd"} < set(labels(optimizers))
+
+
+def test_by_a_section_that_some_lack_names_these_by_their_algorithm(optimizers):
+    write_run(optimizers, "trpo", config={"solver.name": "cg"})
+    expected = {"optimizer=adam", "optimizer=sgd", "optimizer=momentum", "npg", "trpo"}
+    assert set(labels(optimizers, "optimizer")) == expected
+    assert set(labels(optimizers, "solver")) == {"solver=cg", "pg"}
+
+
+def test_groups_come_in_the_order_and_under_the_names_that_are_given(two_algos, capsys):
+    code, _out, _ = said(capsys, two_algos, "groups=trpo,pg", "labels=TRPO,Adam", "out=" + str(two_algos / "out"))
+    assert code == 0
+    rows = (two_algos / "out" / "summary.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[1] for row in rows] == ["TRPO", "Adam"]
+    said(capsys, two_algos, "groups=pg", "out=" + str(two_algos / "one"))
+    assert "trpo" not in (two_algos / "one" / "summary.md").read_text()
+
+
 @pytest.mark.parametrize("by", ["algo", "algo.name"])
 def test_by_a_key_pools_the_rest_and_says_so(tmp_path, by):
     write_run(tmp_path, "trpo", 0, config={"algo.delta": 0.01})
@@ -124,8 +161,9 @@ def test_by_versions_tells_versions_apart(tmp_path):
 
 def refuse(capsys, *argv: object) -> str:
     code, out, err = said(capsys, *argv)
-    assert code == 2 and out == "" and err.startswith("error: ")
-    assert len(err.splitlines()) == 1 or all(line.startswith("note: ") for line in err.splitlines()[:-1])
+    *notes, error = err.splitlines()
+    assert code == 2 and out == "" and error.startswith("error: ")
+    assert all(line.startswith("note: ") for line in notes)
     return err
 
 
@@ -154,10 +192,17 @@ def test_other_libraries_may_differ(tmp_path):
         (["byy=algo"], "unknown option 'byy'; did you mean 'by'?"),
         (["--metrics=seed", "by=algo"], "unknown option '--metrics=seed'; write metric=seed"),
         (["--xyzzy"], "unknown option '--xyzzy'; see --help"),
-        (["qqq=3"], "unknown option 'qqq'; there are by, x, metric, threshold, out, failed and unfinished"),
+        (["qqq=3"], "unknown option 'qqq'; there are by, x, metric, threshold, out, failed, unfinished, groups, "),
         (["by=algo", "by=seed"], "by is given twice"),
         (["x=steps,time"], "x must be steps, updates or seconds, got 'time'"),
-        (["out="], "out must be a folder, got ''"),
+        (["out="], "out must be a folder, or a file that ends in .png, .pdf or .svg, got ''"),
+        (["format=gif"], "format must be png, pdf or svg, got 'gif'"),
+        (["size=3"], "size must be width × height in inches, 0.5 to 100 each, such as 3.2x2.4, got '3'"),
+        (["size=0x4"], "size must be width × height"),
+        (["out=a.pdf", "format=svg"], "format is told by the file's name, a.pdf"),
+        (["groups=trpo", "labels=a,b"], "labels names 2 groups and groups=trpo 1"),
+        (["labels=a"], "labels names 1 groups and groups=… 0; labels= needs groups="),
+        (["groups=trop"], "unknown group 'trop'; did you mean 'trpo'?"),
         (["x=time"], "x must be steps, updates or seconds, got 'time'"),
         (["threshold=nan"], "threshold must be a finite number, got 'nan'"),
         (["failed=1"], "failed must be true or false"),
@@ -227,6 +272,34 @@ def test_an_older_tag_and_todays_are_one_metric(tmp_path, capsys, metric):
     assert next(line for line in out.splitlines() if line.startswith("trpo")).split()[1] == "2"
     capsys.readouterr()
     assert "did you mean metric=line_search/tries?" in refuse(capsys, tmp_path, "metric=search/trie")
+
+
+def test_a_run_far_short_of_the_others_is_left_out_and_named(tmp_path, capsys):
+    for seed in range(3):
+        write_run(tmp_path, seed=seed, returns=[100.0] * 100)
+    short = write_run(tmp_path, seed=3, returns=[1.0] * 10, outcome="stopped")
+    near = write_run(tmp_path, seed=4, returns=[1.0] * 95, outcome="running")
+    runs, notes = read_runs(Options([tmp_path]))
+    assert short not in [run.path for run in runs] and near in [run.path for run in runs]
+    assert f"unfinished (stopped, 1,000 of 1,000 steps), left out (unfinished=true keeps it): {short}" in notes
+    assert summary(tmp_path).range[1] == 9_500
+    runs, notes = read_runs(Options([tmp_path], unfinished=True))
+    assert len(runs) == 5
+    assert any("nothing after these 1,000 steps is compared" in note and str(short) in note for note in notes)
+    assert summary(tmp_path, unfinished=True).range[1] == 1_000
+    assert len(read_runs(Options([tmp_path], unfinished=False))[0]) == 3
+
+
+def test_while_none_has_finished_all_are_compared(tmp_path):
+    for seed, n in enumerate((3, 30)):
+        write_run(tmp_path, seed=seed, returns=[1.0] * n, outcome="running")
+    assert len(read_runs(Options([tmp_path]))[0]) == 2
+
+
+def test_a_finished_run_that_shortens_the_range_is_named(tmp_path):
+    write_run(tmp_path, seed=0, returns=[1.0] * 10)
+    short = write_run(tmp_path, seed=1, returns=[1.0] * 2)
+    assert read_runs(Options([tmp_path]))[1] == [f"nothing after 200 steps is compared, as {short} ends there"]
 
 
 # ---- numbers -------------------------------------------------------------------------------------------------
@@ -316,6 +389,64 @@ def test_files_and_aggregates(two_algos, capsys):
     assert dict(lines["iqm"]["rollout/return/low"]) == low
 
 
+def evaluated(root, ends):
+    """Runs whose final evaluation is at slightly different steps."""
+    for algo, values in ends.items():
+        for seed, value in enumerate(values):
+            path = write_run(root, algo, seed, returns=[1.0] * (3 + seed))
+            with open(path / "metrics.jsonl", "a") as file:
+                file.write(json.dumps({"step": 300 + 101 * seed, "update": 3 + seed, "eval/return": value}) + "\n")
+
+
+def test_what_is_known_once_is_compared_and_drawn_as_bars(tmp_path, capsys):
+    evaluated(tmp_path, {"pg": [1.0, 2.0, 9.0, 3.0, 4.0], "trpo": [11.0, 12.0, 19.0, 13.0, 14.0]})
+    code, out, _ = said(capsys, tmp_path, "metric=eval/return")
+    assert code == 0 and "known once, at environment steps 300 to 704" in out and "area" not in out
+    trpo = next(line for line in out.splitlines() if line.startswith("trpo"))
+    assert trpo.split()[1:4] == ["5", "13.8", "13.0"]  # of 11 12 13 14 19: the mean; the mean of the middle three
+    assert "0.00 [0.00, 0.00]" in out  # pg > trpo
+    assert list((tmp_path / "CartPole-v1" / "compare").glob("curves.png"))
+
+
+def test_several_environments_have_a_profile(tmp_path, capsys):
+    for env, scale in (("CartPole-v1", 1), ("Acrobot-v1", 100)):
+        for algo, end in (("pg", 1.0), ("trpo", 2.0)):
+            for seed in range(2):
+                write_run(tmp_path, algo, seed, env=env, returns=[0.0, end * scale, end * scale])
+    code, _out, _ = said(capsys, tmp_path, "by=env", "format=svg,pdf", "size=3x2", "title=Two tasks")
+    names = {path.name for path in (tmp_path / "compare").iterdir() if path.is_file()}
+    assert code == 0
+    assert names >= {"curves.svg", "curves.pdf", "profile.svg", "profile.pdf", "summary.csv", "summary.md"}
+    assert "Two tasks" in (tmp_path / "compare" / "profile.svg").read_text() or "<svg" in (
+        tmp_path / "compare" / "profile.svg").read_text()
+    groups, _ = comparisons(read_runs(Options([tmp_path]))[0], ["env"])
+    told = [compare(env, members, Options([tmp_path])) for env, members in groups.items()]
+    shares = {label: [list(s) for s in strata] for label, strata in normalised(told).items()}
+    assert shares == {"pg": [[0, 0], [0, 0]], "trpo": [[1, 1], [1, 1]]}
+
+
+def test_out_may_be_the_figure_alone(two_algos, capsys):
+    file = two_algos / "fig.pdf"
+    code, out, _ = said(capsys, two_algos, f"out={file}")
+    assert code == 0 and file.read_bytes().startswith(b"%PDF") and f"wrote   {file}" in out
+    assert not (two_algos / "CartPole-v1" / "compare").exists()
+    before = file.read_bytes()
+    code, out, _ = said(capsys, two_algos, f"out={file}")
+    assert f"rewrote {file}" in out and file.read_bytes() == before
+
+
+def test_the_runs_of_a_sweep_are_found_by_its_folder(two_algos, capsys):
+    folder = two_algos / "sweeps" / "s1"
+    folder.mkdir(parents=True)
+    runs = [str(path) for path in sorted(two_algos.glob("CartPole-v1/trpo/*"))]
+    jobs = [{"run": run} for run in runs[:2]] + [{"run": None}, {"run": "elsewhere/" + runs[2].split("/", 3)[3]}]
+    (folder / "sweep.json").write_text(json.dumps({"jobs": jobs}))
+    found = [run.path for run in read_runs(Options([folder]))[0]]
+    assert [str(path) for path in found] == runs  # the last one by its place below the sweeps' folder
+    code, _out, _ = said(capsys, folder)
+    assert code == 0 and (folder / "compare" / "curves.png").exists()
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_the_band_is_a_custom_chart(two_algos, capsys):
     said(capsys, two_algos)
@@ -332,8 +463,9 @@ def test_the_band_is_a_custom_chart(two_algos, capsys):
 @pytest.mark.usefixtures("undrawn")
 def test_a_second_call_neither_counts_nor_keeps_the_first(two_algos, capsys):
     out = two_algos / "compare"
-    first = said(capsys, two_algos, f"out={out}")[1]
-    assert said(capsys, two_algos, f"out={out}")[1] == first
+    first, second = (said(capsys, two_algos, f"out={out}")[1] for _ in range(2))
+    assert second.split("wrote")[0] == first.split("wrote")[0]
+    assert f"rewrote {out}/summary.csv, summary.md" in second
     assert len(points(out / "trpo" / "iqm")["rollout/return"]) == 200
     said(capsys, two_algos / "CartPole-v1" / "pg", f"out={out}")
     assert not list((out / "trpo").rglob("events.*")) and list((out / "pg").rglob("events.*"))

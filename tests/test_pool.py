@@ -202,7 +202,7 @@ def test_a_half_written_row_is_not_read(tmp_path):
                         ('{"step": 3, "rollout/return": null, "eval/return": 7}\n', 7)):
         (path / "metrics.jsonl").write_text(text)
         one.look()
-        assert one.value == value
+        assert (one.eval_return or one.train_return) == value
     assert one.row["step"] == 3
 
 

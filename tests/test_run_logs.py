@@ -24,6 +24,7 @@ from tensorboard.plugins.hparams.metadata import (
     parse_session_start_info_plugin_data,
 )
 
+from rl_natgrad.config import compose
 from rl_natgrad.run import events, folder, logger, progress, records
 
 
@@ -229,14 +230,25 @@ def test_plain_lines_come_now_and_then():
             bar.update(step, {"rollout/return": None if step < 500 else 447.2, "policy/kl": 0.0098})
     lines = stream.getvalue().splitlines()
     assert len(lines) == 10
-    assert "10%  100/1,000  return -  kl 0.0098" in lines[0] and "return 447" in lines[-1]
+    assert "10%  100/1,000  train return -  kl 0.0098" in lines[0] and "train return 447" in lines[-1]
     assert "backtracks" not in lines[0]
 
 
 def test_backtracks_are_tries_beyond_the_first():
+    for algo, said in (("trpo", True), ("npg", False)):  # NPG searches nothing
+        stream = io.StringIO()
+        bar = progress.Progress(10, stream=stream)
+        bar.header(Path("x"), Path("runs"), compose.load([f"algo={algo}"]).tree(), device="cpu", threads=1)
+        bar.update(10, {"line_search/tries": 3})
+        assert ("backtracks 2" in stream.getvalue()) == said
+
+
+def test_a_return_that_is_known_is_shown_while_no_episode_ends():
     stream = io.StringIO()
-    progress.Progress(10, stream=stream).update(10, {"line_search/tries": 3})
-    assert "backtracks 2" in stream.getvalue()
+    bar = progress.Progress(20, stream=stream)
+    for step, row in ((10, {"rollout/return": 3.0}), (20, {})):
+        bar.update(step, row)
+    assert "train return 3" in stream.getvalue().splitlines()[-1]
 
 
 def test_a_terminal_gets_a_bar_that_ends():
@@ -262,7 +274,8 @@ def test_last_lines_say_how_it_went_how_to_watch_and_how_to_play():
     bar = progress.Progress(1000, stream=stream)
     bar.done(Path("runs/a"), Path("runs"), 101642, train_return=489.3, eval_returns=(500.0, 0.0, 20))
     done, watch, play = stream.getvalue().splitlines()
-    expected = "done    101,642 steps in 0.0 s · return 489 (last 100 episodes) · evaluation 500 ± 0 (20 episodes)"
+    returns = "train return 489 (last 100 episodes) · eval return 500 ± 0 (20 episodes)"
+    expected = f"done    101,642 steps in 0.0 s · {returns}"
     assert re.sub(r"\d\.\d s", "0.0 s", done) == expected
     assert watch == "watch   tensorboard --logdir runs"
     assert play == "play    python -m rl_natgrad.evaluate run=runs/a"

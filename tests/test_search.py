@@ -76,8 +76,8 @@ def test_a_search_finds_the_best_delta(tmp_path, sampler, trials):
     assert len(errors) == trials and states(tmp_path) == ["COMPLETE"] * trials
     if sampler == "tpe":
         assert sum(errors[-10:]) < sum(errors[:10]) / 2
-    best = min(plan.jobs, key=lambda job: -job.value)
-    assert plan.closing("C")[0].startswith("best    return ")
+    best = min(plan.jobs, key=lambda job: -job.eval_return)
+    assert plan.closing("C")[0].startswith("best    eval return ")
     assert f"algo.delta={words(best)['algo.delta']} algo=trpo" in plan.closing("C")[0]
     assert plan.closing("C")[1:] == [f"study   x: {trials} of {trials} trials done"]
 

@@ -132,12 +132,6 @@ def test_paired_agrees_with_loops_and_sees_what_seeds_share():
     assert stats.paired(x, x) == (0.0, (0.0, 0.0))
 
 
-@pytest.mark.parametrize("p", [0.6, 0.975, 0.995])
-@pytest.mark.parametrize("df", [1, 2, 9, 99])
-def test_t_quantile_is_scipys(p, df):
-    assert stats.t_quantile(p, df) == pytest.approx(scipy_stats.t.ppf(p, df), rel=1e-5)
-
-
 def test_corrected_interval_by_hand():
     # d = 1, 2, 3, 4: mean 5/2, s² = 5/3; 1/n + n_test/n_train = 1/4 + 1/3 with a quarter held out; t₃ = 3.18245.
     half = 3.18244631 * math.sqrt((1 / 4 + 1 / 3) * 5 / 3)

@@ -19,6 +19,7 @@ from rl_natgrad.config import compose
 from rl_natgrad.config.experiment import unfold
 from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.run import folder
+from rl_natgrad.sweep import run as sweep_run
 from rl_natgrad.sweep import table
 from rl_natgrad.sweep.job import Job
 from rl_natgrad.sweep.plan import Listed
@@ -101,18 +102,27 @@ def jobs_of_all_kinds(tmp_path: Path) -> list[Job]:
     jobs = Listed([job(n, tmp_path, "num_envs=4", f"seed={n}") for n in range(1, 6)]).jobs
     for one, outcome in zip(jobs, ("finished", "failed", "stopped", "running", "waiting"), strict=True):
         one.outcome = outcome
-    jobs[0].row, jobs[0].run = {"step": 10**5, "eval/return": 489.2}, Path("runs/a")
+    jobs[0].row = {"step": 10**5, "rollout/return": 456.7, "eval/return": 489.2}
+    jobs[0].run = Path("runs/a")
     jobs[1].error, jobs[1].run = "ValueError: the pole fell over", Path("runs/b")
     jobs[3].row = {"step": 45_000, "rollout/return": 12.5, "time/steps_per_second": 31_234.0}
     return jobs
 
 
+def test_a_sweep_ends_with_the_line_that_compares_it(tmp_path):
+    jobs = jobs_of_all_kinds(tmp_path)
+    line = f"compare python -m rl_natgrad.compare {tmp_path}"
+    assert sweep_run._comparing(jobs, tmp_path) == [line]
+    assert sweep_run._comparing([*jobs, job(6, tmp_path, "env=Acrobot")], tmp_path) == [f"{line} by=env"]
+    assert sweep_run._comparing(jobs[2:], tmp_path) == []
+
+
 def test_the_closing_table_has_every_job_and_why_it_failed(tmp_path):
     lines = table.closing(jobs_of_all_kinds(tmp_path))
     assert lines[:3] == [
-        "job  overrides  outcome   return  folder",
-        "1    seed=1     finished  489     runs/a",
-        "2    seed=2     failed    -       runs/b",
+        "job  overrides  outcome   train return  eval return  folder",
+        "1    seed=1     finished  457           489          runs/a",
+        "2    seed=2     failed    -             -            runs/b",
     ]
     assert len(lines) == 7 and lines[6].startswith("failed  2 seed=2: ValueError: the pole fell over (")
     assert lines[6].endswith(f"{tmp_path}/2.log)")
@@ -143,7 +153,7 @@ def test_the_live_table_shows_progress_return_and_speed(tmp_path, monkeypatch):
     with table.View(jobs, tmp_path, "", stream) as view:
         view.changed(jobs[3])
         view.note("stop    each job")
-    assert "4    seed=4     45%       12.5    31,000   running" in stream.text
+    assert "4    seed=4     45%       12.5          31,000   running" in stream.text
     assert "5 jobs: 1 finished, 1 failed, 1 stopped, 1 running, 1 waiting" in stream.text
     assert "stop    each job" in stream.text and "seed=5" not in stream.text
 
@@ -156,8 +166,9 @@ def test_off_a_terminal_each_start_and_end_is_a_line(tmp_path, capsys, monkeypat
             view.changed(one)
         view.refresh()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "start   4/5 seed=4" and lines[1].startswith("done    1/5 seed=1 · return 489 · ")
-    assert lines[2] == "failed  2/5 seed=2 · return - · ValueError: the pole fell over"
+    assert lines[0] == "start   4/5 seed=4"
+    assert lines[1].startswith("done    1/5 seed=1 · train return 457 · eval return 489 · ")
+    assert lines[2] == "failed  2/5 seed=2 · train return - · eval return - · ValueError: the pole fell over"
     assert lines[3].strip() == "5 jobs: 1 finished, 1 failed, 1 stopped, 1 running, 1 waiting"
 
 
@@ -169,7 +180,7 @@ def test_two_jobs_one_of_which_fails(tmp_path):
     code, text = sweep(*words)
     assert code == 1, text
     good, bad = report(tmp_path)["jobs"]
-    assert (good["outcome"], good["error"]) == ("finished", None) and good["return"] > 0
+    assert (good["outcome"], good["error"]) == ("finished", None) and good["eval_return"] > 0
     assert bad["outcome"] == "failed" and "ValueError: the pole fell over" in bad["error"]
     assert folder.read_record(good["run"])["outcome"] == "finished"
     assert "sweep.skip_finished=true" in text and "2 jobs: 1 finished, 1 failed" in text

@@ -3,7 +3,7 @@
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rl_natgrad.compare.options import HELP, Options, parse
@@ -31,19 +31,40 @@ def answer(options: Options, argv: Sequence[str]) -> None:
     from rl_natgrad.compare import aggregates, plot, report, runs, summary
 
     found, notes = runs.read_runs(options)
+    groups, said = runs.comparisons(found, options.by)
+    groups = runs.chosen(groups, options)
+    notes += said
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    groups, said = runs.comparisons(found, options.by)
-    for note in said:
-        print(f"note: {note}", file=sys.stderr)
     comparisons = [summary.compare(env, members, options) for env, members in groups.items()]
-    common = Path(os.path.commonpath([run.path.parent for run in found]))  # which is no run itself
-    out = options.out or common / "compare"
-    out.mkdir(parents=True, exist_ok=True)
     report.show(comparisons)
-    plot.curves(comparisons, options.x, options.metric, out / "curves.png")
+    common = Path(os.path.commonpath([run.path.parent for run in found]))  # which is no run itself
+    if file := options.figure:
+        _replacing([file], lambda: plot.curves(comparisons, options, [file]))
+        return
+    out = options.out or (options.folders[0] if runs.is_sweep(options.folders) else common) / "compare"
+    out.mkdir(parents=True, exist_ok=True)
+    figures = [out / f"curves.{suffix}" for suffix in options.format]
+    profiles = [out / f"profile.{suffix}" for suffix in options.format if len(comparisons) > 1]
     command = shlex.join(["python", "-m", "rl_natgrad.compare", *argv])
-    report.write(comparisons, [*notes, *said], options.metric, command, out)
-    aggregates.write(comparisons, options.metric, out)
-    print(f"wrote   {out}/curves.png, summary.csv, summary.md")
+    shown = [files[0].name for files in (figures, profiles) if files]
+
+    def write() -> None:
+        plot.curves(comparisons, options, figures)
+        if profiles:
+            plot.profile(comparisons, options, profiles)
+        report.write(comparisons, notes, options.metric, command, out, shown)
+        aggregates.write(comparisons, options.metric, out)
+
+    _replacing([*figures, *profiles, out / "summary.csv", out / "summary.md"], write)
     print(f"watch   tensorboard --logdir {common}")
+
+
+def _replacing(files: Sequence[Path], write: Callable[[], None]) -> None:
+    """Writes, and says which of the files were there before."""
+    old = [file for file in files if file.exists()]
+    new = [file for file in files if file not in old]
+    write()
+    for word, told in (("wrote", new), ("rewrote", old)):
+        if told:
+            print(f"{word:<8}{told[0].parent}/{', '.join(file.name for file in told)}")

@@ -18,10 +18,11 @@ def write(comparisons: Sequence[Comparison], metric: str, out: Path) -> None:
     """<out>/[<environment>/]<group>/{iqm,low,high}, each with the metric at x = environment steps.
 
     The three share the metric's tag, so that they lie over the runs on its chart; the `iqm` run also has a
-    custom chart with the band filled in. What an earlier call wrote in `out` is removed first.
+    custom chart with the band filled in. What is known once has no curve. What an earlier call wrote in `out` is
+    removed first.
     """
     folders = {}
-    for comparison in comparisons:
+    for comparison in (c for c in comparisons if not c.known_once):
         for group in comparison.groups:
             parts = [comparison.env, group.label] if len(comparisons) > 1 else [group.label]
             names = [re.sub(r"[^\w.=+\[\]-]+", "-", part) for part in parts]  # that every file system takes

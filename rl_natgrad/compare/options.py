@@ -12,18 +12,27 @@ AXES = {"steps": "environment steps", "updates": "policy updates", "seconds": "s
 HELP = """\
 python -m rl_natgrad.compare FOLDERS… [key=value …]
 
-Finds runs at any depth below FOLDERS, groups them by what differs (never by seed), and compares the groups: a
-table here, and curves.png, summary.csv, summary.md and TensorBoard aggregates (IQM, low, high) in `out`.
+Finds runs at any depth below FOLDERS (those of a sweep: runs/sweeps/<name>), groups them by what differs (never
+by seed), and compares the groups: a table here, and curves.png, summary.csv, summary.md and TensorBoard aggregates
+(IQM, low, high) in `out`; of several environments also profile.png, which sums them up.
 
   by          keys to group by, with commas: algo, solver, algo.delta …  [whatever differs between the runs]
               by=env compares within each environment; by=versions tells runs of different versions apart
+  groups      labels of the groups to show, in this order  [all, by name]
   x           steps, updates or seconds; several with commas are drawn side by side, the first rules the
               table  [steps]
-  metric      the number compared, a key of metrics.jsonl  [rollout/return]
+  metric      the number compared, a key of metrics.jsonl  [rollout/return]; eval/return, known once at the end of
+              each run, is drawn as bars
   threshold   the level whose first crossing is timed  [Gymnasium's own, where the environment has one]
-  out         folder for what is written  [compare/ in the folder that holds all the runs]
+  out         folder for what is written  [compare/ in the folder that holds all the runs, or in the sweep's],
+              or a .png, .pdf or .svg for the figure alone
+  format      of the figures: png, pdf, svg; several with commas  [png]
+  size        of a panel in inches, such as 3.2x2.4  [6.4x4.2]
+  labels      what the groups are called in tables and figures, with commas, in the order of groups=
+  title       above the figure
   failed      true: keep runs that failed, as far as they got  [false]
-  unfinished  false: leave out runs that are still running or were stopped  [true]
+  unfinished  runs that are still running or were stopped: true keeps all, false none  [those that got at least
+              nine tenths as far as the finished ones, or all where none has finished]
 
 final      a run's metric over the last tenth of the x range that every compared run covers
 IQM        interquartile mean of that over seeds, with its 95 % bootstrap interval; the unit is the seed
@@ -48,7 +57,27 @@ class Options:
     threshold: float | None = None
     out: Path | None = None
     failed: bool = False
-    unfinished: bool = True
+    unfinished: bool | None = None
+    groups: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    format: list[str] = field(default_factory=lambda: ["png"])
+    size: tuple[float, float] = (6.4, 4.2)
+    title: str | None = None
+
+    @property
+    def figure(self) -> Path | None:
+        """The file that is asked for instead of a folder."""
+        return self.out if self.out and self.out.suffix.lower() in FORMATS else None
+
+
+FORMATS = (".png", ".pdf", ".svg")
+
+
+def _size(text: str) -> tuple[float, float]:
+    width, height = (float(part) for part in text.lower().replace("×", "x").split("x"))
+    if not (0.5 <= width <= 100 and 0.5 <= height <= 100):
+        raise ValueError(text)
+    return width, height
 
 
 OPTIONS = {
@@ -56,9 +85,14 @@ OPTIONS = {
     "x": choice({axis: axis for axis in AXES}, several=True),
     "metric": TEXT,
     "threshold": NUMBER,
-    "out": Option("a folder", lambda text: Path(TEXT.read(text))),
+    "out": Option("a folder, or a file that ends in .png, .pdf or .svg", lambda text: Path(TEXT.read(text))),
     "failed": TRUTH,
     "unfinished": TRUTH,
+    "groups": TEXTS,
+    "labels": TEXTS,
+    "format": choice({name[1:]: name[1:] for name in FORMATS}, several=True),
+    "size": Option("width × height in inches, 0.5 to 100 each, such as 3.2x2.4", _size),
+    "title": TEXT,
 }
 
 
@@ -75,4 +109,10 @@ def parse(argv: list[str]) -> Options:
             raise ConfigError(f"no such folder: {folder}")
     if not folders:
         raise ConfigError("name at least one folder of runs, for example: python -m rl_natgrad.compare runs")
-    return Options(folders, **given)
+    options = Options(folders, **given)
+    if options.figure and "format" in given:
+        raise ConfigError(f"format is told by the file's name, {options.out}; leave out format=, or name a folder")
+    if options.labels and len(options.labels) != len(options.groups):
+        shown = f"{len(options.labels)} groups and groups={','.join(options.groups) or '…'} {len(options.groups)}"
+        raise ConfigError(f"labels names {shown}; labels= needs groups=, one label each")
+    return options

@@ -4,8 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rl_natgrad.compare.options import AXES
-from rl_natgrad.compare.summary import LAST, Comparison, few, pair_table, table, to_csv
+from rl_natgrad.compare.summary import LAST, Comparison, few, pair_table, table, title, to_csv
 from rl_natgrad.run.files import write_atomically
 
 NOTES = f"""\
@@ -26,13 +25,14 @@ def show(comparisons: Sequence[Comparison]) -> None:
     # Off a terminal rich would wrap at 80 columns; a file or a pipe has no width.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 240)
     for comparison in comparisons:
-        tables = {_title(comparison): table(comparison), "probability of improvement": pair_table(comparison)}
-        for title, (header, rows) in tables.items():
+        tables = {title(comparison): table(comparison), "probability of improvement": pair_table(comparison)}
+        for name, (header, rows) in tables.items():
             if not rows:
                 continue
-            grid = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-            for index, name in enumerate(header):
-                grid.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+            console.print(name, style="bold", markup=False, soft_wrap=True)  # a table's own title wraps with it
+            grid = Table(box=None, pad_edge=False)
+            for index, column in enumerate(header):
+                grid.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
             for row in rows:
                 grid.add_row(*(cell.replace("[", r"\[") for cell in row))
             console.print(grid)
@@ -41,24 +41,22 @@ def show(comparisons: Sequence[Comparison]) -> None:
             console.print(caution, markup=False)
 
 
-def write(comparisons: Sequence[Comparison], notes: Sequence[str], metric: str, command: str, out: Path) -> None:
-    """summary.csv and summary.md in `out`."""
+def write(
+    comparisons: Sequence[Comparison], notes: Sequence[str], metric: str, command: str, out: Path,
+    figures: Sequence[str],
+) -> None:  # fmt: skip
+    """summary.csv and summary.md in `out`, where these figures are."""
     write_atomically(out / "summary.csv", to_csv(comparisons).encode())
     text = [f"# {metric}", "", f"    {command}", ""]
     for comparison in comparisons:
-        text += [f"## {_title(comparison)}", "", *_markdown(*table(comparison)), ""]
+        text += [f"## {title(comparison)}", "", *_markdown(*table(comparison)), ""]
         if comparison.pairs:
             text += [*_markdown(*pair_table(comparison)), ""]
         if caution := few(comparison):
             text += [f"**{caution[0].upper()}{caution[1:]}.**", ""]
-    text += ["![curves](curves.png)", "", NOTES]
+    text += [f"![{Path(figure).stem}]({figure})" for figure in figures] + ["", NOTES]
     text += [f"- {note}" for note in notes]
     write_atomically(out / "summary.md", ("\n".join(text).rstrip() + "\n").encode())
-
-
-def _title(comparison: Comparison) -> str:
-    low, high = comparison.range
-    return f"{comparison.env}, {AXES[comparison.axis]} {low:,.0f} to {high:,.0f}"
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

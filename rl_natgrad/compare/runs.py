@@ -11,8 +11,10 @@ import numpy as np
 
 from rl_natgrad.compare.options import CompareError, Options
 from rl_natgrad.compare.stats import Array
-from rl_natgrad.run.records import RENAMED, find_runs, read_record, read_rows
+from rl_natgrad.config.refusals import did_you_mean, listing, show
+from rl_natgrad.run.records import RENAMED, SWEEP, find_runs, read_record, read_rows
 
+FAR = 0.9  # of the steps that finished runs have: an unfinished run with fewer would shorten all curves
 # What says nothing about the method: who, where, how long, how observed. A longer run starts with the shorter one.
 IGNORED = ("seed", "total_steps", "runs_dir", "resume", "env.timeout", "env.allow_import")
 IGNORED_GROUPS = ("sweep.", "eval.", "checkpoint.", "versions.")
@@ -28,6 +30,8 @@ class Run:
     config: Mapping[str, object]
     x: Mapping[str, Array]
     y: Array
+    steps: int = 0  # that it has trained
+    outcome: str = "finished"
 
     @property
     def env(self) -> str:
@@ -38,7 +42,7 @@ class Run:
 def read_runs(options: Options) -> tuple[list[Run], list[str]]:
     """Every run below the folders that can be compared, and a line about each that is unfinished or left out.
     Raises: CompareError where nothing is left."""
-    paths = find_runs(options.folders)
+    paths = find_runs(folder for given in options.folders for folder in _of_sweep(given))
     if not paths:
         raise CompareError(f"no runs (folders with a run.json) below {', '.join(map(str, options.folders))}")
     runs, notes, tags = [], [], set()
@@ -57,9 +61,11 @@ def read_runs(options: Options) -> tuple[list[Run], list[str]]:
         if keep:
             x, y = _curve(rows, RENAMED.get(options.metric, options.metric))
             if len(y):
-                runs.append(Run(path, config, x, y))
+                runs.append(Run(path, config, x, y, rows[-1]["step"], str(record.get("outcome"))))
             else:
                 notes.append(f"no {options.metric} yet, left out: {path}")
+    runs, said = _long_enough(runs, options.unfinished)
+    notes += said
     if not runs:
         near = difflib.get_close_matches(options.metric, tags, 1) if options.metric not in tags else []
         hint = f"; did you mean metric={near[0]}?" if near else ""
@@ -76,8 +82,41 @@ def _judge(path: Path, record: Mapping, rows: Sequence[Mapping], options: Option
     if outcome == "failed":
         keep, remedy = options.failed, "" if options.failed else ", left out (failed=true keeps it)"
         return f"failed after {got}{remedy}: {path}: {record.get('error')}", keep
-    keep, remedy = options.unfinished, "" if options.unfinished else ", left out"
-    return f"unfinished ({outcome}, {got}){remedy}: {path}", keep
+    if options.unfinished is False:
+        return f"unfinished ({outcome}, {got}), left out: {path}", False
+    return None, True  # `_long_enough` says the rest, which depends on the others
+
+
+def _of_sweep(folder: Path) -> list[Path]:
+    """The runs that a sweep's folder names; any other folder itself."""
+    try:
+        jobs = json.loads((folder / SWEEP).read_text())["jobs"]
+        named = [Path(job["run"]) for job in jobs if job["run"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return [folder]
+    runs_dir = folder.resolve().parents[1]  # moved or seen from elsewhere, runs are still three levels below it
+    return [run if run.is_dir() else runs_dir.joinpath(*run.parts[-3:]) for run in named]
+
+
+def _long_enough(runs: Sequence[Run], keep: bool | None) -> tuple[list[Run], list[str]]:
+    """Without the unfinished runs that would shorten the range of finished ones by far, unless they are to be
+    kept; and a line about each unfinished run, and about each that shortens the range."""
+    kept, notes = [], []
+    for run in runs:
+        others = [other.steps for other in runs if other.env == run.env and other.outcome == "finished"]
+        usual = min(others) if run.outcome != "finished" and others else max(others, default=0)
+        got = f"{run.steps:,} of {run.config.get('total_steps', 0):,} steps"
+        short = run.steps < FAR * usual
+        if run.outcome == "finished":
+            kept.append(run)
+            notes += [f"nothing after {run.steps:,} steps is compared, as {run.path} ends there"] * short
+        elif short and not keep and run.outcome != "failed":
+            notes.append(f"unfinished ({run.outcome}, {got}), left out (unfinished=true keeps it): {run.path}")
+        else:
+            kept.append(run)
+            ends = f", and nothing after these {run.steps:,} steps is compared" if short else ""
+            notes += [f"unfinished ({run.outcome}, {got}){ends}: {run.path}"] * (run.outcome != "failed")
+    return kept, notes
 
 
 def _curve(rows: Iterable[Mapping], metric: str) -> tuple[dict[str, Array], Array]:
@@ -125,6 +164,28 @@ def comparisons(runs: Sequence[Run], by: Sequence[str]) -> tuple[dict[str, dict[
     return groups, notes
 
 
+def chosen(
+    groups: dict[str, dict[str, list[Run]]], options: Options
+) -> dict[str, dict[str, list[Run]]]:
+    """The groups that are asked for, in that order and under those names; all of them where none is named.
+    Raises: CompareError where a name is no group's."""
+    if not options.groups:
+        return groups
+    known = list(dict.fromkeys(label for members in groups.values() for label in members))
+    for label in options.groups:
+        if label not in known:
+            hint = did_you_mean(label, known) or f"; there are {listing(known)}"
+            raise CompareError(f"unknown group {show(label)}{hint}")
+    names = dict(zip(options.groups, options.labels or options.groups, strict=True))
+    kept = {env: {names[g]: members[g] for g in names if g in members} for env, members in groups.items()}
+    return {env: members for env, members in kept.items() if members}
+
+
+def is_sweep(folders: Sequence[Path]) -> bool:
+    """Whether the runs are those of one sweep."""
+    return len(folders) == 1 and (folders[0] / SWEEP).is_file()
+
+
 def _refuse_mixed_versions(runs: Sequence[Run], keys: Sequence[str]) -> None:
     for name in VERSIONED:
         found = _values(runs, f"versions.{name}")
@@ -156,10 +217,10 @@ def _group(runs: Sequence[Run], keys: list[str], automatic: bool) -> tuple[dict[
         keys = ["algo.name", *(key for key in [*differing, *keys] if key != "algo.name")]
     members: dict[tuple, list[Run]] = {}
     for run in runs:
-        members.setdefault(tuple(run.config.get(key) for key in keys), []).append(run)
+        members.setdefault(_signature(run, keys), []).append(run)
     groups, notes = {}, []
     for signature, group in members.items():
-        label = _label(dict(zip(keys, signature, strict=True)), list(members), keys, automatic)
+        label = _label(dict(signature), [dict(other) for other in members])
         pooled = _differing(group)
         if pooled:
             notes.append(f"{label} pools runs that differ in {', '.join(pooled)}")
@@ -170,13 +231,26 @@ def _group(runs: Sequence[Run], keys: list[str], automatic: bool) -> tuple[dict[
     return dict(sorted(groups.items())), notes
 
 
-def _label(signature: dict, all_signatures: list[tuple], keys: list[str], automatic: bool) -> str:
-    """`trpo`, or `trpo delta=0.03` where groups of the same algorithm differ in delta."""
-    said = [key for key in keys if key != "algo.name"]
-    if automatic:
-        peers = [dict(zip(keys, other, strict=True)) for other in all_signatures]
-        peers = [peer for peer in peers if peer["algo.name"] == signature["algo.name"]]
-        said = [key for key in said if len({peer[key] for peer in peers}) > 1]
+def _signature(run: Run, keys: Iterable[str]) -> tuple[tuple[str, object], ...]:
+    """What tells its group: a value for each key, and the algorithm instead of a key that it does not have."""
+    found = {}
+    for key in keys:
+        name = key if key in run.config else "algo.name"
+        found[name] = run.config.get(name)
+    return tuple(found.items())
+
+
+def _label(signature: dict[str, object], everyone: Sequence[dict[str, object]]) -> str:
+    """`trpo`, or `trpo delta=0.03` where groups of the same algorithm, and of the same choice of a section, differ
+    in delta: what only follows from another optimizer's choice is not said."""
+    alike = [other for other in everyone if other.get("algo.name") == signature.get("algo.name")]
+    said = []
+    for key in signature.keys() - {"algo.name"}:
+        choice = f"{key.partition('.')[0]}.name"
+        peers = alike if key == choice else [o for o in alike if o.get(choice) == signature.get(choice)]
+        if "algo.name" not in signature or len({peer.get(key) for peer in peers}) > 1:
+            said.append(key)
+    said = [key for key in signature if key in said]
     ends = {key: key.removesuffix(".name").rsplit(".", 1)[-1] for key in said}
     count = Counter(ends.values())
     parts = [str(signature["algo.name"])] if "algo.name" in signature else []

@@ -1,4 +1,4 @@
-"""Statistics of a few seeds: interquartile means, bootstrap intervals, curves on a common grid. numpy only.
+"""Statistics of a few seeds: interquartile means, bootstrap intervals, curves on a common grid.
 
 Agarwal et al. 2021 (Deep RL at the Edge of the Statistical Precipice): with 3 to 20 seeds, report the
 interquartile mean with a stratified bootstrap interval, and the probability of improvement. The unit is the seed.
@@ -82,18 +82,26 @@ def corrected_interval(differences: Array, test_share: float) -> tuple[float, fl
 
     Args: test_share: n_test / (n_test + n_train), in (0, 1): 1/k.
     """
+    from scipy.special import stdtrit
+
     n = len(differences)
-    t = t_quantile((1 + LEVEL) / 2, n - 1)
+    t = float(stdtrit(n - 1, (1 + LEVEL) / 2))
     half = t * float(differences.std(ddof=1)) * (1 / n + test_share / (1 - test_share)) ** 0.5
     return float(differences.mean()) - half, float(differences.mean()) + half
 
 
-def t_quantile(p: float, df: int) -> float:
-    """The p-quantile of Student's t, p > ½: its density integrated over φ, x = √df · tan φ."""
-    phi = np.linspace(0, np.pi / 2, 20_001)
-    density = np.cos(phi) ** (df - 1)  # of φ, up to a constant
-    cumulative = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    return float(np.sqrt(df) * np.tan(np.interp(p - 0.5, cumulative / cumulative[-1] / 2, phi)))
+def profile(
+    strata: Sequence[Array], levels: Array, *, replicates: int = 2000, seed: int = 0
+) -> tuple[Array, Array, Array]:
+    """Share of all runs above each level (G,), and the ends of its interval, seeds resampled by stratum.
+
+    Args:  strata: one (n,) array per environment.
+    """
+    above = np.concatenate([stratum[:, None] > levels for stratum in strata]).astype(float)
+    rng = np.random.default_rng(seed)
+    counts = np.concatenate([_draws(len(stratum), replicates, rng) for stratum in strata], axis=1)
+    low, high = np.quantile(counts @ above / len(above), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return above.mean(axis=0), low, high
 
 
 def common_range(xs: Sequence[Array]) -> tuple[float, float] | None:

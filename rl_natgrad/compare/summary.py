@@ -46,7 +46,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that is said about one environment."""
+    """All that is said about one environment. known_once: every run has the metric at one step alone, its end."""
 
     env: str
     axis: str
@@ -54,6 +54,7 @@ class Comparison:
     threshold: float | None
     groups: list[Group]
     pairs: list[Pair]
+    known_once: bool = False
 
 
 def compare(env: str, members: Mapping[str, Sequence[Run]], options: Options) -> Comparison:
@@ -65,30 +66,39 @@ def compare(env: str, members: Mapping[str, Sequence[Run]], options: Options) ->
         missing = next((run.path for run in runs if wanted not in run.x), None)
         if missing:
             raise CompareError(f"x={wanted}: {missing} has no time/elapsed")
-    span = stats.common_range([run.x[axis] for run in runs])
+    known_once = options.metric.startswith("eval/") and all(len(run.y) == 1 for run in runs)
+    if known_once:  # by the final evaluation: runs end at slightly different steps
+        ends = [float(run.x[axis][0]) for run in runs]
+        span: tuple[float, float] | None = (min(ends), max(ends))
+    else:
+        span = stats.common_range([run.x[axis] for run in runs])
     if span is None:
         short = min(runs, key=lambda run: run.x[axis][-1])
         end = f"{short.path} ends at {short.x[axis][-1]:,.0f}, before another begins"
         raise CompareError(f"{env}: the runs share no range of {axis}: {end}")
     threshold = options.threshold
-    if threshold is None and options.metric.endswith("/return"):
+    if threshold is None and options.metric.endswith("/return") and not known_once:
         threshold = _reward_threshold(env)
-    groups = [_summarise(label, group, axis, span, threshold) for label, group in members.items()]
+    groups = [_summarise(label, group, axis, span, threshold, known_once) for label, group in members.items()]
     pairs = []
     for left, right in combinations(groups, 2):
         chance, interval = stats.improvement(left.finals, right.finals)
         alone = min(len(left.runs), len(right.runs)) < 2
         pairs.append(Pair(left.label, right.label, chance, None if alone else interval))
-    return Comparison(env, axis, span, threshold, groups, pairs)
+    return Comparison(env, axis, span, threshold, groups, pairs, known_once)
 
 
 def _summarise(
-    label: str, runs: Sequence[Run], axis: str, span: tuple[float, float], threshold: float | None
-) -> Group:
+    label: str, runs: Sequence[Run], axis: str, span: tuple[float, float], threshold: float | None,
+    known_once: bool,
+) -> Group:  # fmt: skip
     low, high = span
     start = high - LAST * (high - low)
-    finals = np.array([stats.area(run.x[axis], run.y, start, high) for run in runs])
-    areas = np.array([stats.area(run.x[axis], run.y, low, high) for run in runs])
+    if known_once:
+        finals = areas = np.array([run.y[0] for run in runs])
+    else:
+        finals = np.array([stats.area(run.x[axis], run.y, start, high) for run in runs])
+        areas = np.array([stats.area(run.x[axis], run.y, low, high) for run in runs])
     ends = stats.iqm_interval([finals[:, None]], replicates=10_000) if len(runs) > 1 else None
     interval = (float(ends[0][0]), float(ends[1][0])) if ends else None
     reached, to_reach = None, {}
@@ -132,13 +142,14 @@ def few(comparison: Comparison) -> str | None:
 
 def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Header and rows for people."""
-    header = ["group", "n", "final mean", "IQM [95 %]", "area"]
+    header = ["group", "n", "final mean", "IQM [95 %]"] + ["area"] * (not comparison.known_once)
     if comparison.threshold is not None:
         header += [f"{axis} to {comparison.threshold:g}" for axis in AXES] + ["reached"]
     rows = []
     for group in comparison.groups:
         cells = [group.label, str(len(group.runs)), number(group.finals.mean())]
-        cells += [with_interval(number, group.iqm, group.interval), number(group.areas.mean())]
+        cells += [with_interval(number, group.iqm, group.interval)]
+        cells += [number(group.areas.mean())] * (not comparison.known_once)
         if comparison.threshold is not None:
             cells += [duration(group.to_reach[axis], axis) for axis in AXES]
             cells += [f"{group.reached}/{len(group.runs)}"]
@@ -174,6 +185,30 @@ def to_csv(comparisons: Sequence[Comparison]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return file.getvalue()
+
+
+def title(comparison: Comparison) -> str:
+    """What was compared where: the environment, and the part of the axis."""
+    low, high = comparison.range
+    known = "known once, at " if comparison.known_once else ""
+    return f"{comparison.env}, {known}{AXES[comparison.axis]} {low:,.0f} to {high:,.0f}"
+
+
+def normalised(comparisons: Sequence[Comparison]) -> dict[str, list[Array]]:
+    """Label → final scores of its runs, an array (n,) per environment, 0 for the worst run there, 1 for the best.
+
+    Only of groups that every environment has.
+    """
+    labels = [{group.label for group in comparison.groups} for comparison in comparisons]
+    common = [group.label for group in comparisons[0].groups if group.label in set.intersection(*labels)]
+    found: dict[str, list[Array]] = {label: [] for label in common}
+    for comparison in comparisons:
+        finals = np.concatenate([group.finals for group in comparison.groups])
+        low, width = finals.min(), np.ptp(finals) or 1.0
+        for group in comparison.groups:
+            if group.label in found:
+                found[group.label].append((group.finals - low) / width)
+    return found
 
 
 def number(value: float) -> str:

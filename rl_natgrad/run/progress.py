@@ -34,6 +34,8 @@ class Progress:
         self._start = self._last_time = time.monotonic()
         self._last_step = first_step
         self._bar: Any = None  # rich's own Progress, imported with the first bar
+        self._return: float | None = None
+        self._searches = False  # NPG's one trial is no line search
 
     def __enter__(self) -> "Progress":
         return self
@@ -45,6 +47,7 @@ class Progress:
         self, path: Path, runs_dir: Path, config: Mapping, *, device: str, threads: int, note: str | None = None
     ) -> None:
         """Where the run is, how to watch it, what it is; and a note when something needs saying."""
+        self._searches = "max_backtracks" in config["algo"]
         self._say(f"run     {path}")
         self._say(f"watch   tensorboard --logdir {runs_dir}")
         size = f"{config['num_envs']} environments × {config['horizon']} steps"
@@ -56,6 +59,8 @@ class Progress:
     def update(self, step: int, row: Mapping) -> None:
         """The bar moves to `step`; off a terminal a line is printed when one is due."""
         now = time.monotonic()
+        if row.get("rollout/return") is not None:  # where no episode ended, the last one holds
+            self._return = row["rollout/return"]
         if self._stream.isatty():
             if self._bar is None:
                 self._bar = _bar(self._stream, self._total)
@@ -91,10 +96,10 @@ class Progress:
         """
         self.close()
         parts = [f"{step:,} steps in {duration(time.monotonic() - self._start)}"]
-        parts.append(f"return {number(train_return)} (last 100 episodes)")
+        parts.append(f"train return {number(train_return)} (last 100 episodes)")
         if eval_returns is not None:
             mean, std, episodes = eval_returns
-            parts.append(f"evaluation {number(mean)} ± {number(std)} ({episodes} episodes)")
+            parts.append(f"eval return {number(mean)} ± {number(std)} ({episodes} episodes)")
         if not_finite:
             parts.append(f"{not_finite:,} update{'s' if not_finite != 1 else ''} not finite")
         self._say(f"{'done' if outcome == 'finished' else outcome:<7} {' · '.join(parts)}")
@@ -112,10 +117,10 @@ class Progress:
         rate = (step - self._first) / max(now - self._start, 1e-9)
         left = max(self._total - step, 0) / rate if rate > 0 else 0.0
         share = f"{min(step / self._total, 1):4.0%}"
-        parts = [share, f"{step:,}/{self._total:,}", f"return {number(row.get('rollout/return'))}"]
+        parts = [share, f"{step:,}/{self._total:,}", f"train return {number(self._return)}"]
         if row.get("policy/kl") is not None:
             parts.append(f"kl {row['policy/kl']:.4f}")
-        if (tries := row.get("line_search/tries")) is not None:
+        if self._searches and (tries := row.get("line_search/tries")) is not None:
             parts.append(f"backtracks {max(int(tries) - 1, 0)}")
         parts += [f"{two_digits(rate):,} steps/s", f"eta {int(left) // 60}:{int(left) % 60:02d}"]
         while len("  ".join(parts)) > width and len(parts) > 5:

@@ -38,15 +38,20 @@ class Job:
     row: dict[str, Any] = field(default_factory=dict)  # the newest value of each tag
 
     @property
-    def value(self) -> float | None:
-        """The final evaluation's return, before it the running one."""
-        return self.row.get("eval/return", self.row.get("rollout/return"))
+    def train_return(self) -> float | None:
+        """Mean return of the last 100 training episodes, actions sampled."""
+        return self.row.get("rollout/return")
+
+    @property
+    def eval_return(self) -> float | None:
+        """Mean return of the newest evaluation, most likely actions; a run that was stopped may have none."""
+        return self.row.get("eval/return")
 
     def record(self) -> dict[str, Any]:
         """The job in sweep.json."""
         run = str(self.run) if self.run else None
-        ended = {"outcome": self.outcome, "return": self.value, "error": self.error}
-        return {"overrides": self.fresh, "run": run, **ended}
+        returns = {"train_return": self.train_return, "eval_return": self.eval_return}
+        return {"overrides": self.fresh, "run": run, "outcome": self.outcome, **returns, "error": self.error}
 
     def look(self) -> None:
         """Reads what is new in the log (where the run is) and in metrics.jsonl (how far it is)."""

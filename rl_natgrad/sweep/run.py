@@ -1,5 +1,6 @@
 """python -m rl_natgrad.train -m …: every job a process of its own, one table, nothing lost."""
 
+import shlex
 import sqlite3
 import sys
 import time
@@ -15,7 +16,7 @@ from rl_natgrad.run.lock import Busy
 from rl_natgrad.run.progress import duration
 from rl_natgrad.sweep.cluster import Cluster
 from rl_natgrad.sweep.earlier import Earlier
-from rl_natgrad.sweep.job import counts
+from rl_natgrad.sweep.job import Job, counts
 from rl_natgrad.sweep.plan import Listed, new_job
 from rl_natgrad.sweep.pool import Launch, Plan, Pool
 from rl_natgrad.sweep.process import Process
@@ -45,7 +46,7 @@ def sweep(asked: Multirun) -> int:
         view.say("", *closing(plan.jobs), "")
         word = "stopped" if pool.ending else "done"
         view.say(f"{word:<7} {counts(plan.jobs)} · {duration(time.monotonic() - began)}")
-        view.say(f"table   {folder / 'sweep.json'}", *plan.closing(command))
+        view.say(f"table   {folder / 'sweep.json'}", *_comparing(plan.jobs, folder), *plan.closing(command))
     except (ConfigError, Busy) as error:
         return say(error, 2)
     except OSError as error:
@@ -60,6 +61,13 @@ def sweep(asked: Multirun) -> int:
     if pool.stopped:
         return 128 + pool.stopped
     return int(any(job.outcome in ("failed", "stopped") and not job.pruned for job in plan.jobs))
+
+
+def _comparing(jobs: Sequence[Job], folder: Path) -> list[str]:
+    """The line that compares what the jobs left, to paste."""
+    several = len({job.config.env.id for job in jobs}) > 1
+    asked = f"python -m rl_natgrad.compare {shlex.quote(str(folder))}{' by=env' * several}"
+    return [f"compare {asked}"] if any(job.run for job in jobs) else []
 
 
 def _launcher(asked: Multirun) -> tuple[Launch, int]:

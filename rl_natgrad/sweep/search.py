@@ -139,7 +139,7 @@ class Search:
 
         trial = self._trials[job.number]
         outcomes = {one.outcome for one in trial.jobs}
-        values = [one.value for one in trial.jobs if one.value is not None]
+        values = [one.eval_return for one in trial.jobs if one.eval_return is not None]
         if "running" in outcomes:
             return
         if trial.pruned:
@@ -156,7 +156,7 @@ class Search:
         if any(trial.state.name == "COMPLETE" for trial in done):
             best = self._study.best_trial
             words = " ".join(f"{key}={value}" for key, value in best.params.items())
-            lines.append(f"best    return {number(best.value)} · {words} (trial {best.number})")
+            lines.append(f"best    eval return {number(best.value)} · {words} (trial {best.number})")
         lines.append(f"study   {self.name}: {len(done)} of {self._trials_asked} trials done")
         if len(done) < self._trials_asked:
             word = f"search.study={self.name}"

@@ -48,7 +48,8 @@ class View:
             return
         word = "done" if job.outcome == "finished" else job.outcome
         took = duration(now - self._started.get(job.number, now))
-        self.say(f"{word:<7} {name} · return {number(job.value)} · {job.error or took}")
+        returns = f"train return {number(job.train_return)} · eval return {number(job.eval_return)}"
+        self.say(f"{word:<7} {name} · {returns} · {job.error or took}")
 
     def refresh(self) -> None:
         """The table again; elsewhere a line where there was none for long; and sweep.json where it is due."""
@@ -91,20 +92,22 @@ class View:
         room = max(self._live.console.height - 4, 1)
         ended = [job for job in self._jobs if job.outcome not in ("running", "waiting")]
         running = [job for job in self._jobs if job.outcome == "running"]
-        rows = [("job", "overrides", "progress", "return", "steps/s", "state")]
+        rows = [("job", "overrides", "progress", "train return", "steps/s", "state")]
         for job in sorted((running + ended[::-1])[:room], key=lambda job: job.number):
             rate = job.row.get("time/steps_per_second")
             share = min(job.row.get("step", 0) / job.config.total_steps, 1)
             speed = f"{two_digits(rate):,}" if rate else "-"
-            rows.append((str(job.number), job.label, f"{share:.0%}", number(job.value), speed, job.outcome))
+            rows.append((str(job.number), job.label, f"{share:.0%}", number(job.train_return), speed, job.outcome))
         lines = [*_aligned(rows), "", counts(self._jobs), self._note]
         self._live.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"), refresh=True)
 
 
 def closing(jobs: Sequence[Job]) -> list[str]:
     """Every job with its outcome, return and folder; then why the failed ones failed."""
-    rows = [("job", "overrides", "outcome", "return", "folder")]
-    rows += [(str(job.number), job.label, job.outcome, number(job.value), str(job.run or "-")) for job in jobs]
+    rows = [("job", "overrides", "outcome", "train return", "eval return", "folder")]
+    for job in jobs:
+        returns = number(job.train_return), number(job.eval_return)
+        rows.append((str(job.number), job.label, job.outcome, *returns, str(job.run or "-")))
     return _aligned(rows) + [
         f"failed  {job.number} {job.label}: {job.error} (all it said: {job.log})"
         for job in jobs if job.outcome == "failed"
