@@ -11,6 +11,7 @@ from whole_runs import ROOT
 
 import rl_natgrad
 from rl_natgrad.config import command
+from rl_natgrad.run.tags import TAGS, describe
 
 FOLDERS = (".", "configs", "results", "rl_natgrad", "scripts")
 PAGES = sorted(page for folder in FOLDERS for page in (ROOT / folder).glob("*.md" if folder == "." else "**/*.md"))
@@ -69,3 +70,15 @@ def test_indexes_name_every_page_and_script():
 def test_the_newest_version_of_the_changelog_is_the_packages():
     newest = re.findall(r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0]
     assert rl_natgrad.__version__ == newest
+
+
+def test_the_table_of_tags_is_the_one_that_help_and_tensorboard_show():
+    table = index("rl_natgrad").partition("## What is logged")[2].partition("\nA value that")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("|")][2:]
+    assert [tuple(row) for row in rows] == [(names, tag.unit, tag.meaning) for names, tag in TAGS.items()]
+
+
+def test_a_tag_that_shares_its_line_is_described_and_an_unknown_one_is_not():
+    assert describe("policy/loss_after") == describe("policy/loss_before") != ""
+    assert "Healthy: just under algo.delta" in describe("policy/kl")
+    assert describe("mine/own") == ""

@@ -26,6 +26,7 @@ from tensorboard.plugins.hparams.metadata import (
 
 from rl_natgrad.config import compose
 from rl_natgrad.run import events, folder, logger, progress, records
+from rl_natgrad.run.tags import describe
 
 
 @pytest.fixture
@@ -140,6 +141,16 @@ def test_tags_stand_at_environment_steps_without_close(run):
     assert scalars(told, "policy/kl") == [(2048, 0.25), (4096, 0.5)]
     assert scalars(told, "rollout/return") == [(4096, 21.0)]
     assert set(told.Tags()["scalars"]) == {"policy/kl", "rollout/return"}
+
+
+def test_a_tag_is_described_with_its_first_point_in_every_file(run):
+    log = logger.Logger(run)
+    for update in (1, 2):
+        log.write({"policy/kl": 0.25, "mine/own": 1.0}, update, update)
+    told = read_back(run)
+    assert told.SummaryMetadata("policy/kl").summary_description == describe("policy/kl") != ""
+    assert told.SummaryMetadata("mine/own").summary_description == ""
+    assert scalars(told, "policy/kl") == [(1, 0.25), (2, 0.25)]
 
 
 def test_resume_purges_what_is_written_again(run):

@@ -19,6 +19,7 @@ from rl_natgrad.config.overrides import corners, expand, is_launcher, line, read
 from rl_natgrad.config.refusals import ConfigError, did_you_mean, listing, show
 from rl_natgrad.config.schema import Config
 from rl_natgrad.run.errors import say
+from rl_natgrad.run.tags import metrics_text
 from rl_natgrad.version import __version__
 
 SHORT = {"-m": "--multirun", "-c": "--cfg", "-p": "--package", "-h": "--help"}
@@ -82,7 +83,7 @@ def parse(argv: Sequence[str]) -> Request | str:
     Raises: ConfigError with the one line to print.
     """
     if {"-h", "--help"} & set(argv):
-        return help_text()
+        return metrics_text() if "metrics" in argv else help_text()
     if "--version" in argv:
         return f"rl_natgrad {__version__}"
     flags, words = _split(argv)

@@ -17,7 +17,7 @@ OPTIONS = {
     "-m, --multirun": "a sweep: one job for each combination of a=1,2 or 'a=range(10)' or 'a=glob(*)'",
     "--cfg job": "print the composed configuration, all keys of it, and exit; -p env prints one part",
     "--version": "print the version and exit",
-    "-h, --help": "print this and exit",
+    "-h, --help": "print this and exit; --help metrics says what every logged number means, and which are healthy",
 }
 
 

@@ -10,7 +10,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -27,8 +27,12 @@ from rl_natgrad.run.files import naming
 class EventFile:
     """One new event file in folder `path`. Each call writes one event and flushes it."""
 
-    def __init__(self, path: Path, *, purge_step: int | None = None):
-        """purge_step: readers forget what earlier files of this folder say of this step and later ones."""
+    def __init__(
+        self, path: Path, *, purge_step: int | None = None, describe: Callable[[str], str] = lambda tag: ""
+    ):
+        """purge_step: readers forget what earlier files of this folder say of this step and later ones.
+        describe: what a tag means, written with its first point."""
+        self._describe, self._described = describe, set[str]()
         for number in itertools.count(len(list(path.glob("events.out.tfevents.*")))):
             # Readers take a folder's files in order of their names; the number orders those of one second.
             moment = f"{int(time.time()):010d}.{number:03d}"
@@ -46,6 +50,10 @@ class EventFile:
     def scalars(self, values: Mapping[str, float], step: int, wall_time: float | None = None) -> None:
         """One point at `step` for every tag."""
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
+        for value in summary.value:
+            if value.tag not in self._described:
+                self._described.add(value.tag)
+                value.metadata.summary_description = self._describe(value.tag)
         self._write(Event(wall_time=wall_time or time.time(), step=step, summary=summary))
 
     def summary(self, summary: Summary) -> None:

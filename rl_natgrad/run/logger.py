@@ -9,6 +9,7 @@ from pathlib import Path
 from rl_natgrad.run import events
 from rl_natgrad.run.files import naming, write_atomically
 from rl_natgrad.run.records import METRICS, read_rows
+from rl_natgrad.run.tags import describe
 
 CHARTS = {
     "KL: predicted, realised": ["policy/kl_predicted", "policy/kl"],
@@ -33,7 +34,7 @@ class Logger:
     def __init__(self, path: str | Path, *, purge_step: int | None = None):
         self._metrics = Path(path) / METRICS
         self._file = open(self._metrics, "a", encoding="utf-8")  # noqa: SIM115 (kept open for the run)
-        self._events = events.EventFile(Path(path), purge_step=purge_step)
+        self._events = events.EventFile(Path(path), purge_step=purge_step, describe=describe)
         if purge_step is None:
             self._events.summary(events.layout("trust region", CHARTS))
 
