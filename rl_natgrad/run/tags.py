@@ -1,11 +1,11 @@
-"""What every logged number means: TensorBoard's descriptions, `--help metrics`, and the table in rl_natgrad/README.md."""
+"""What every logged number means: for TensorBoard, `--help metrics`, and the table in rl_natgrad/README.md."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Tag:
-    """A number of metrics.jsonl. healthy: what to expect, and what to do where it is otherwise; empty where all is."""
+    """A number of metrics.jsonl. healthy: what to expect, and what to do otherwise; empty where anything is."""
 
     unit: str
     meaning: str
@@ -31,8 +31,8 @@ TAGS = {
     "policy/kl_predicted": Tag("nats", "the same by the quadratic model; δ for a full step"),
     "policy/entropy": Tag(
         "nats", "E[H(π_old)]",
-        "falls slowly. Near 0 (ever lower with continuous actions) before the return is good: the policy is sure too "
-        "soon; lower algo.delta, or set algo.entropy_coef with algo=pg"),
+        "falls slowly. Near 0 (ever lower with continuous actions) before the return is good: the policy is sure "
+        "too soon; lower algo.delta, or set algo.entropy_coef with algo=pg"),
     "policy/grad_norm, policy/step_norm": Tag("–", "‖g‖ and ‖θ' − θ_old‖"),
     "policy/not_finite": Tag(
         "1", "something in the maths was not finite, and θ stayed; absent otherwise; see below",
@@ -51,8 +51,8 @@ TAGS = {
     "critic/loss": Tag("reward²", "E[(V − return)²] before the fit"),
     "critic/explained_variance": Tag(
         "ratio", "1 − Var[return − V] / Var[return] before the fit; 1 is perfect, below 0 worse than a constant",
-        "above 0 after ten updates, 0.5 to 1 later. Below 0 for long: more critic.epochs, another critic.lr, or set "
-        "env.normalize_return"),
+        "above 0 after some updates, 0.5 to 1 later. Below 0 for long: more critic.epochs, another critic.lr, or "
+        "set env.normalize_return"),
     "critic/not_finite": Tag("1", "the fit was not finite, and V stayed; absent otherwise", "absent"),
     "eval/return, eval/return_std": Tag(
         "reward", "mean and deviation over `eval.episodes` episodes, most likely actions",
