@@ -26,7 +26,8 @@ DELTA = "algo.delta=tag(log,interval(0.001,0.1))"
 def search(tmp_path: Path, *words: str) -> Search:
     """The plan of a search, opened."""
     pytest.importorskip("optuna")
-    words = ["-m", f"runs_dir={tmp_path}", "search.study=x", *words]
+    named = any(word.startswith("search.study=") for word in words)
+    words = ["-m", f"runs_dir={tmp_path}", *([] if named else ["search.study=x"]), *words]
     return Search.of(cli.parse(words)).open(folder.new(tmp_path / "sweeps"))
 
 
@@ -143,13 +144,23 @@ def test_the_median_pruner_stops_what_does_worse(tmp_path):
     assert len(study(tmp_path).trials[0].intermediate_values) == MARKS - 1
 
 
+def test_the_same_search_is_the_same_study_and_another_is_another(tmp_path):
+    names = []
+    linear = "algo.delta=interval(0.001,0.1)"
+    for words in ([DELTA, "seed=1,2"], [DELTA, "seed=1,2"], [DELTA], [linear], [DELTA, "env=Acrobot"]):
+        plan = search(tmp_path, *words, "search.trials=3", "search.study=null")
+        names.append(plan.name)
+        plan._held.close()
+    assert names[0] == names[1] and len(set(names)) == 4
+
+
 def test_a_search_goes_on_and_reruns_what_was_interrupted(tmp_path):
     plan = search(tmp_path, DELTA, "search.trials=3")
     done, cut = plan.next(), plan.next()
     begin(done), begin(cut)
     end(plan, done, 5.0)
     end(plan, cut, None, "stopped")
-    assert plan.closing("C x")[-1] == "go on   C x search.study=x"
+    assert plan.closing("C x")[-1] == "go on   C x"
     with pytest.raises(lock.Busy, match="in use by process"):
         search(tmp_path, DELTA, "search.trials=3")
     plan._held.close()

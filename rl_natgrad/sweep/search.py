@@ -1,9 +1,11 @@
 """Random and Bayesian search with Optuna: a trial is one job per seed, its value their mean return."""
 
+import hashlib
+import json
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
@@ -77,7 +79,7 @@ class Search:
         import optuna
 
         keys = self._cfg.search
-        self._folder, self.name = folder, keys.study or folder.name
+        self._folder, self.name = folder, keys.study or _name(self._identity)
         home = folder.parent / "studies" / self.name
         self.database = home / "study.db"
         known = self.database.exists()
@@ -159,8 +161,7 @@ class Search:
             lines.append(f"best    eval return {number(best.value)} · {words} (trial {best.number})")
         lines.append(f"study   {self.name}: {len(done)} of {self._trials_asked} trials done")
         if len(done) < self._trials_asked:
-            word = f"search.study={self.name}"
-            lines.append(f"go on   {command if word in command else f'{command} {word}'}")
+            lines.append(f"go on   {command}")
         return lines
 
     def _ask(self) -> None:
@@ -187,12 +188,21 @@ class Search:
 
     def _check_same(self) -> None:
         """A study compares trials of one search: the same fixed words, the same space, the same seeds."""
+        if self._study.user_attrs.get("search", self._identity) != self._identity:
+            raise ConfigError(f"search.study={self.name} is another search; choose another name")
+        self._study.set_user_attr("search", self._identity)
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """What makes it this search and no other."""
         fixed = [word for word in self._fixed if not word.startswith(NOT_SEARCHED)]
         space = {key: str(distribution) for key, distribution in self._space.items()}
-        search = {"fixed": sorted(fixed), "space": space, "seeds": self._seeds}
-        if self._study.user_attrs.get("search", search) != search:
-            raise ConfigError(f"search.study={self.name} is another search; choose another name")
-        self._study.set_user_attr("search", search)
+        return {"fixed": sorted(fixed), "space": space, "seeds": self._seeds}
+
+
+def _name(identity: dict[str, Any]) -> str:
+    """A study's name where none is given: the same for the same search, so that the same command goes on with it."""
+    return f"search-{hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]}"
 
 
 def _distribution(override: Override) -> "BaseDistribution":
