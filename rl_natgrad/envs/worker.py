@@ -13,10 +13,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from rl_natgrad.envs import errors
 from rl_natgrad.envs.episode import Episodes, Recipe
-from rl_natgrad.envs.errors import EnvError, one_line
+from rl_natgrad.envs.errors import EnvError, unmade
 from rl_natgrad.envs.positions import Positions
-from rl_natgrad.envs.wire import ready_soon, receive, send, shared
+from rl_natgrad.envs.wire import BUILT, NOTE, ready_soon, receive, send, shared
 
 PR_SET_PDEATHSIG = 1
 
@@ -27,10 +28,11 @@ def main(fd: int) -> None:
     job = json.loads(receive(sock)[1])
     _die_with_parent(job)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # so that a KeyboardInterrupt is an environment's
+    errors.tell = lambda text: send(sock, NOTE, text.encode())
     try:
-        episodes, actions = _build(job)
+        episodes, actions = _build(sock, job)
     except BaseException as error:
-        _report(sock, f"{job['recipe']['id']}: {one_line(error)}")
+        _report(sock, unmade(job["recipe"]["id"], error))
         return
     send(sock, b".")
     poll = select.poll()
@@ -45,8 +47,7 @@ def main(fd: int) -> None:
                 _report(sock, str(error))
             else:
                 send(sock, b".", reply)
-    with contextlib.suppress(Exception):
-        episodes.close()
+    episodes.close()
 
 
 def _die_with_parent(job: dict[str, Any]) -> None:
@@ -57,10 +58,15 @@ def _die_with_parent(job: dict[str, Any]) -> None:
         os._exit(1)
 
 
-def _build(job: dict[str, Any]) -> tuple[Episodes, NDArray]:
-    actions, *results, at = shared(job["memory"], job["fields"])
-    mine = slice(*job["indices"])
+def _build(sock: socket.socket, job: dict[str, Any]) -> tuple[Episodes, NDArray]:
+    """Makes the environments, then hears of the memory that results go to."""
     episodes = Episodes(Recipe.from_dict(job["recipe"]), range(*job["indices"]))
+    episodes.build(lambda: send(sock, BUILT))
+    send(sock, b".")
+    (memory,) = socket.recv_fds(sock, 1, 1)[1]
+    actions, *results, at = shared(memory, json.loads(receive(sock)[1]))
+    os.close(memory)
+    mine = slice(*job["indices"])
     episodes.attach(*(array[mine] for array in results), at[job["worker"] :])
     return episodes, actions[mine]
 
