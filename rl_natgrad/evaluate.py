@@ -11,6 +11,7 @@ from rl_natgrad.config import options
 from rl_natgrad.config.options import TRUTH, Option
 from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.envs.errors import EnvError, EnvSetupError
+from rl_natgrad.envs.leftovers import tidy
 from rl_natgrad.run.errors import say
 
 if TYPE_CHECKING:  # torch comes with them; a wrong command is answered without
@@ -62,6 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def process() -> int:
+    """main() as all that its process does."""
+    return tidy(main)
 
 
 def parse(argv: Sequence[str]) -> Options:
@@ -134,4 +140,4 @@ OPTIONS = {
 }
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(process())

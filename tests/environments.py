@@ -7,7 +7,9 @@ import contextlib
 import importlib
 import os
 import signal
+import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
@@ -81,6 +83,12 @@ class Misbehaving(gym.Env):
         self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
         self.where, _, self.how = how.partition(" ")
         self.when, self.victim = (0 if self.where == "reset" else at), victim
+        if self.where == "constructor":
+            DEEDS.get(self.how, bool)()
+
+    def close(self) -> None:
+        if self.where == "close":
+            DEEDS.get(self.how, bool)()
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         super().reset(seed=seed)
@@ -92,7 +100,7 @@ class Misbehaving(gym.Env):
         return self._result(np.zeros(3, np.float32), 1.0, False, False, {})
 
     def _result(self, *result: Any) -> Any:
-        if not self.bad or self.at != self.when:
+        if not self.bad or self.at != self.when or self.where not in ("step", "reset"):
             return result
         if self.how in DEEDS:
             DEEDS[self.how]()
@@ -139,6 +147,20 @@ class Mute(Exception):
         raise ValueError("no")
 
 
+class Clinging(Misbehaving):
+    """Never ends: the first ones, which are those of the training."""
+
+    alive: list[Clinging] = []  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__("well behaved")
+        self.alive.append(self)
+
+    def close(self) -> None:
+        if self in self.alive[:2]:
+            _stubborn()
+
+
 def _throw(error: BaseException) -> None:
     raise error
 
@@ -148,6 +170,11 @@ def _torch():
 
 
 DEEDS = {
+    "closes-stdout": lambda: sys.stdout.close(),
+    "replaces-stdout": lambda: setattr(sys, "stdout", None),
+    "closes-1": lambda: os.closerange(1, 2),  # says nothing where it is closed
+    "leaves-a-thread": lambda: threading.Thread(target=time.sleep, args=(1000,), name="left").start(),
+    "leaves-a-process": lambda: subprocess.Popen(["sleep", "1000"]),
     "mute": lambda: _throw(Mute()),
     "surrogate": lambda: _throw(ValueError("\udc80")),
     "interrupts": lambda: _throw(KeyboardInterrupt()),
@@ -227,5 +254,6 @@ WRONG = {
     "step truncated-array": "truncated is ndarray",
 }
 
-for name in ("Counting", "Private", "Nested", "Misbehaving", "Empty"):
-    gym.register(f"{name}-v0", entry_point=f"environments:{name}")
+for name in ("Counting", "Private", "Nested", "Misbehaving", "Empty", "Clinging"):
+    limit = 8 if name == "Clinging" else None
+    gym.register(f"{name}-v0", max_episode_steps=limit, entry_point=f"environments:{name}")

@@ -19,7 +19,7 @@ from rl_natgrad.envs.spaces import ObservationMap, brief
 
 REAL = frozenset((float, int, np.float64, np.float32, np.int64, np.int32))
 BOOL = frozenset((bool, np.bool_))
-CONSTRUCTOR = "constructor"  # what is being done with environments that are being made
+CONSTRUCTOR, CLOSE = "constructor", "close"  # what is being done with environments that are not stepped
 
 
 def episode_seed(seed: int, index: int, number: int) -> int:
@@ -244,6 +244,8 @@ class Episodes:
     def hung(self, how: str) -> EnvError:
         """The error of the one being stepped, which hangs."""
         at = int(self.at[0])
+        if self.doing == CLOSE:  # one is like the other, and it is said once
+            return EnvError(f"{self.recipe.id}: {CLOSE} {how}")
         if self.doing:
             return EnvError(f"{self.recipe.id}, environment {at}: {self.doing} {how}")
         episode = self.all[at - self.indices.start]
@@ -286,7 +288,7 @@ class Episodes:
 
     def close(self) -> None:
         """Ends them all, once; but none after one that took too long, as the others may too."""
-        self.doing = "close"
+        self.doing = CLOSE
         closing, self.all = self.all, []
         try:
             for episode in closing:

@@ -6,8 +6,6 @@ import re
 import signal
 from collections.abc import Callable
 
-import gymnasium as gym
-
 
 class EnvError(RuntimeError):
     """An environment misbehaved: the line names it, its index, its step and the field."""
@@ -45,6 +43,8 @@ def unmade(id: str, error: BaseException) -> str:
 
 def _missing_extra(id: str, error: BaseException) -> str | None:
     """The line that installs what an environment lacks, where that is why it failed."""
+    import gymnasium as gym  # takes a while, and no wrong command needs it
+
     if not isinstance(error, gym.error.DependencyNotInstalled | ImportError):
         return None
     found = re.search(r"gymnasium\[(box2d|mujoco)\]", str(error))

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from rl_natgrad.envs import errors
 from rl_natgrad.envs.episode import Episodes, Recipe
 from rl_natgrad.envs.errors import EnvError, unmade
+from rl_natgrad.envs.leftovers import tidy
 from rl_natgrad.envs.positions import Positions
-from rl_natgrad.envs.wire import BUILT, NOTE, ready_soon, receive, send, shared
+from rl_natgrad.envs.spaces import WithSpaces, to_plain
+from rl_natgrad.envs.wire import BUILT, GRACE, NOTE, ready_soon, receive, send, shared
 
 PR_SET_PDEATHSIG = 1
 
@@ -29,11 +31,18 @@ def main(fd: int) -> None:
     _die_with_parent(job)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # so that a KeyboardInterrupt is an environment's
     errors.tell = lambda text: send(sock, NOTE, text.encode())
+    tidy(lambda: _work(sock, job), GRACE)
+
+
+def _work(sock: socket.socket, job: dict[str, Any]) -> int:
     try:
         episodes, actions = _build(sock, job)
+    except EnvError as error:
+        _report(sock, str(error))
+        return 1
     except BaseException as error:
         _report(sock, unmade(job["recipe"]["id"], error))
-        return
+        return 1
     send(sock, b".")
     poll = select.poll()
     poll.register(sock, select.POLLIN | select.POLLHUP)
@@ -48,6 +57,7 @@ def main(fd: int) -> None:
             else:
                 send(sock, b".", reply)
     episodes.close()
+    return 0
 
 
 def _die_with_parent(job: dict[str, Any]) -> None:
@@ -59,10 +69,12 @@ def _die_with_parent(job: dict[str, Any]) -> None:
 
 
 def _build(sock: socket.socket, job: dict[str, Any]) -> tuple[Episodes, NDArray]:
-    """Makes the environments, then hears of the memory that results go to."""
+    """Makes the environments, tells of their spaces, then hears of the memory that results go to."""
     episodes = Episodes(Recipe.from_dict(job["recipe"]), range(*job["indices"]))
     episodes.build(lambda: send(sock, BUILT))
-    send(sock, b".")
+    env = episodes.all[0].env
+    WithSpaces(env.observation_space, env.action_space)  # refuses those that nobody can use
+    send(sock, b".", json.dumps([to_plain(env.observation_space), to_plain(env.action_space)]).encode())
     (memory,) = socket.recv_fds(sock, 1, 1)[1]
     actions, *results, at = shared(memory, json.loads(receive(sock)[1]))
     os.close(memory)

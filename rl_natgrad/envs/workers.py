@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import NDArray
 
 from rl_natgrad.envs.backstop import stopped
@@ -24,10 +23,9 @@ from rl_natgrad.envs.cores import cores
 from rl_natgrad.envs.episode import CONSTRUCTOR, Episodes, Recipe
 from rl_natgrad.envs.errors import EnvError, note
 from rl_natgrad.envs.positions import Positions, differing
-from rl_natgrad.envs.spaces import WithSpaces
-from rl_natgrad.envs.sync import SyncEnvs
+from rl_natgrad.envs.spaces import WithSpaces, to_space
 from rl_natgrad.envs.watchdog import START, Watchdog
-from rl_natgrad.envs.wire import BUILT, NOTE, SPIN, memory_file, ready_soon, receive, send, shared
+from rl_natgrad.envs.wire import BUILT, GRACE, NOTE, SPIN, memory_file, ready_soon, receive, send, shared
 
 # A fresh interpreter and not a fork: no locks, threads or CUDA context of torch are inherited, `__main__` is
 # not imported again, and a worker needs a tenth of our memory.
@@ -38,7 +36,7 @@ from rl_natgrad.envs.worker import main
 main(int(sys.argv[2]))
 """
 
-LEAVE = 3.0  # seconds in which a worker names and ends what its environments left running
+LEAVE = 3 * GRACE  # seconds in which a worker names and ends what its environments left running
 
 
 class WorkerTraceback(Exception):
@@ -79,23 +77,14 @@ class AsyncEnvs(WithSpaces):
         job["from_main_thread"] = threading.current_thread() is threading.main_thread()
         for worker, indices in enumerate(self.indices):
             self._spawn({**job, "worker": worker, "indices": indices})
-        if self.watchdog:
+        patience = max(self.recipe.timeout, START)
+        told = self._wait(f"{CONSTRUCTOR} did not return", patience, CONSTRUCTOR)
+        if self.watchdog:  # only now: a constructor that ends its process ended a worker's
             with self.watchdog:
                 self.own.build()
-        patience = max(self.recipe.timeout, START)
-        self._wait(f"{CONSTRUCTOR} did not return", patience, CONSTRUCTOR)
-        super().__init__(*self._spaces())
+        super().__init__(*(to_space(plain) for plain in json.loads(told[0])))
         self._share()
         self._wait("did not start", patience)
-
-    def _spaces(self) -> tuple[spaces.Space, spaces.Space]:
-        """The environment's own: of one of ours, or of one made here once the workers could make theirs."""
-        if self.own.all:
-            env = self.own.all[0].env
-            return env.observation_space, env.action_space
-        one = SyncEnvs(self.recipe, 1)
-        one.close()
-        return one.raw_observation_space, one.raw_action_space
 
     def _share(self) -> None:
         """The memory in which results are found, and from which actions are read."""

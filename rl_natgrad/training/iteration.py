@@ -34,6 +34,7 @@ class Training:
         _check_device(cfg.device)
         build.use_threads(cfg.torch_threads)
         self.cfg, self.step, self.update, self.not_finite = cfg, 0, 0, 0
+        self.closed = False
         self.returns: deque[float] = deque(maxlen=WINDOW)
         with build.undisturbed():
             self.envs = make(cfg.env, cfg.num_envs, cfg.seed)
@@ -42,7 +43,7 @@ class Training:
             self.critic = build.build_critic(cfg, self.envs.observation_space)
             self.algorithm = build.build_algorithm(cfg, self.policy)
         except BaseException:
-            self.envs.close()
+            self.close()
             raise
         self.fisher_rng = build.generator(cfg.seed, "fisher")
         checks = Checks(cfg.env.id, self.envs.observation_space)
@@ -108,8 +109,11 @@ class Training:
         return float(np.mean(self.returns)) if self.returns else None
 
     def close(self) -> None:
-        """Ends the environments."""
-        self.envs.close()
+        """Ends the environments, once."""
+        if not self.closed:
+            self.closed = True
+            with build.undisturbed():
+                self.envs.close()
 
     def _episodes(self, rollout: Rollout) -> dict[str, float]:
         """What the rollout says of episodes; nothing where none ended."""
