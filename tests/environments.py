@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import importlib
 import os
 import signal
@@ -119,6 +120,11 @@ def _spin() -> None:
         pass
 
 
+def _keep() -> None:
+    while True:
+        ctypes.PyDLL(None).sleep(1000)  # keeps the interpreter's lock
+
+
 def _stubborn() -> None:
     while True:
         with contextlib.suppress(Exception):
@@ -189,6 +195,7 @@ DEEDS = {
     "sleeps": lambda: time.sleep(1000),
     "spins": _spin,
     "stubborn": _stubborn,
+    "keeps": _keep,
     "dies": lambda: os._exit(3),
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
 }

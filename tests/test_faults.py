@@ -1,8 +1,8 @@
 """Disks that fail and processes that are killed, at single system calls; and settings that ask too much.
 
 Every fault ends in one line with path and errno, exit code 1, and a run that goes on to the same bits.
-RL_NATGRAD_KILLS says how many kills there are: three fifths in trainings and their resumes, a fifth in sweeps, a fifth
-in searches. RL_NATGRAD_SEED says which.
+RL_NATGRAD_KILLS says how many kills there are: three fifths in trainings and their resumes, a fifth in sweeps,
+a fifth in searches. RL_NATGRAD_SEED says which.
 """
 
 import contextlib
