@@ -113,11 +113,14 @@ def table(played: "Played") -> list[str]:
 def _film(agent: "Agent", run: Path, mode: str) -> str:
     """Films one episode; the line that says where."""
     from rl_natgrad.playback import video
+    from rl_natgrad.training.build import undisturbed
     from rl_natgrad.training.evaluation import acting, streams
 
     file = run / f"{mode}-{agent.update:08d}.mp4"
     act = acting(agent.policy, mode, streams(agent.config)[0])
-    return f"video   {file} (return {video.record(agent.config, act, file)!r})"
+    with undisturbed():
+        earned = video.record(agent.config, act, file)
+    return f"video   {file} (return {earned!r})"
 
 
 def _folder(text: str) -> Path:

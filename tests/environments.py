@@ -153,20 +153,6 @@ class Mute(Exception):
         raise ValueError("no")
 
 
-class Clinging(Misbehaving):
-    """Never ends: the first ones, which are those of the training."""
-
-    alive: list[Clinging] = []  # noqa: RUF012
-
-    def __init__(self) -> None:
-        super().__init__("well behaved")
-        self.alive.append(self)
-
-    def close(self) -> None:
-        if self in self.alive[:2]:
-            _stubborn()
-
-
 def _throw(error: BaseException) -> None:
     raise error
 
@@ -261,6 +247,5 @@ WRONG = {
     "step truncated-array": "truncated is ndarray",
 }
 
-for name in ("Counting", "Private", "Nested", "Misbehaving", "Empty", "Clinging"):
-    limit = 8 if name == "Clinging" else None
-    gym.register(f"{name}-v0", max_episode_steps=limit, entry_point=f"environments:{name}")
+for name in ("Counting", "Private", "Nested", "Misbehaving", "Empty"):
+    gym.register(f"{name}-v0", entry_point=f"environments:{name}")

@@ -118,11 +118,11 @@ def test_a_close_that_goes_wrong_is_noted_once_and_changes_no_result(
 
 
 def test_a_close_that_nothing_ends_ends_the_process_but_not_the_result(tmp_path):
-    """Of the training's environments: those of its evaluations do not hang."""
-    process = Fork(*words("Clinging", "sync", tmp_path, f"env.timeout={TIME}"), output=tmp_path / "output")
+    more = [kwargs("close stubborn"), f"env.timeout={TIME}"]
+    process = Fork(*words("Misbehaving", "sync", tmp_path, *more), output=tmp_path / "output")
     _, err = process.communicate(60)
     assert (process.returncode, outcome(only_run(tmp_path))) == (0, "finished"), err
-    assert err == "note    environments:Clinging-v0: close did not return within 0.5 s (env.timeout)\n"
+    assert err == "note    environments:Misbehaving-v0: close did not return within 0.5 s (env.timeout)\n"
 
 
 def test_a_hang_that_nothing_ends_is_in_the_record(tmp_path):

@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from contextlib import ExitStack
 
 import numpy as np
 import torch
@@ -34,10 +35,11 @@ class Training:
         _check_device(cfg.device)
         build.use_threads(cfg.torch_threads)
         self.cfg, self.step, self.update, self.not_finite = cfg, 0, 0, 0
-        self.closed = False
         self.returns: deque[float] = deque(maxlen=WINDOW)
         with build.undisturbed():
             self.envs = make(cfg.env, cfg.num_envs, cfg.seed)
+        self._open = ExitStack()
+        self._open.callback(self.envs.close)
         try:
             self.policy = build.build_policy(cfg, self.envs.observation_space, self.envs.action_space)
             self.critic = build.build_critic(cfg, self.envs.observation_space)
@@ -99,9 +101,12 @@ class Training:
             )
         return update.info if update.finite else update.info | {"policy/not_finite": 1.0}
 
-    def evaluate(self) -> dict[str, float]:
-        """Returns of `eval.episodes` episodes with seeds of their own, played twice: greedily and sampled."""
-        return evaluation.logged(evaluation.evaluate(self.cfg, self.policy))
+    def evaluate(self, *, final: bool = False) -> dict[str, float]:
+        """Returns of `eval.episodes` episodes with seeds of their own, played twice: greedily and sampled.
+
+        final: its environments end with this training's, so that one that cannot end costs no result.
+        """
+        return evaluation.logged(evaluation.evaluate(self.cfg, self.policy, later=self._open if final else None))
 
     @property
     def train_return(self) -> float | None:
@@ -110,10 +115,8 @@ class Training:
 
     def close(self) -> None:
         """Ends the environments, once."""
-        if not self.closed:
-            self.closed = True
-            with build.undisturbed():
-                self.envs.close()
+        with build.undisturbed():
+            self._open.close()
 
     def _episodes(self, rollout: Rollout) -> dict[str, float]:
         """What the rollout says of episodes; nothing where none ended."""

@@ -110,7 +110,7 @@ class Loop:
             self._train()
             self._save()
             with self.stop.at_once():
-                final = self.training.evaluate()
+                final = self.training.evaluate(final=True)
         except Stopped:
             if self.training.update:
                 self._save()
