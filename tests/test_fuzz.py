@@ -19,7 +19,7 @@ from rl_natgrad.run import checkpoint
 from rl_natgrad.run.records import read_record, read_rows
 
 DRAWN = int(os.environ.get("RL_NATGRAD_FUZZ", "20"))
-TIME = 120  # seconds for a run to end: a constructor alone may take 30
+TIME = 240  # seconds for a run to end: a constructor alone may take 30, and so may workers that import torch
 HANGS = ("sleeps", "spins", "stubborn", "keeps")
 WORDS = [
     "env.id=environments:Misbehaving-v0", "env.allow_import=true", "num_envs=2", "horizon=8", "eval.episodes=2",
@@ -109,7 +109,9 @@ def test_every_run_ends_and_says_how(n, good, tmp_path):
     if case.takes_us_along and code not in (0, 1, 2):
         assert code in (3, -signal.SIGKILL)
     else:
-        assert code in (0, 1, 2) and (code == 0) == all(line.startswith("note ") for line in said), (code, err)
+        typed = case.how == "interrupts" and case.door == "evaluate"  # as if by Ctrl-C
+        assert code in ((0, 1, 2, 130) if typed else (0, 1, 2)), (code, err)
+        assert (code in (0, 130)) == all(line.startswith("note ") for line in said), (code, err)
         assert len(said) <= 3 or (case.how == "keeps" and "C code kept" in said[-1]), err
     assert "Traceback" not in err
     runs = list(folder.glob("*/*/*/run.json"))
