@@ -13,6 +13,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -27,11 +28,12 @@ class Backstop:
     """
 
     _helper: "Helper | None" = None  # shared, as faulthandler's timer is
-    _users = 0
+    _users, _lock = 0, threading.Lock()
 
     def __init__(self, limit: float, said: str) -> None:
         self.limit, self.said, self.armed = limit, said, False
-        Backstop._users += 1
+        with self._lock:
+            Backstop._users += 1
 
     def arm(self) -> None:
         """The limit begins again."""
@@ -43,10 +45,11 @@ class Backstop:
 
     def hand_over(self) -> None:
         """The helper counts from here on, if there can be one."""
-        if self._running() is None and sys.platform == "linux" and stopped(os.getpid()) is not None:
-            with contextlib.suppress(OSError):  # no processes left; the timer stays
-                Backstop._helper = Helper(self.limit, self.said)
-                faulthandler.cancel_dump_traceback_later()
+        with self._lock:
+            if self._running() is None and sys.platform == "linux" and stopped(os.getpid()) is not None:
+                with contextlib.suppress(OSError):  # no processes left; the timer stays
+                    Backstop._helper = Helper(self.limit, self.said)
+                    faulthandler.cancel_dump_traceback_later()
 
     def disarm(self) -> None:
         """No limit until it is armed again."""
@@ -60,10 +63,11 @@ class Backstop:
         """Disarms it; the last one ends the helper."""
         if self.armed:
             self.disarm()
-        Backstop._users -= 1
-        if not Backstop._users and (helper := self._running()):
-            Backstop._helper = None
-            helper.close()
+        with self._lock:
+            Backstop._users -= 1
+            if not Backstop._users and (helper := self._running()):
+                Backstop._helper = None
+                helper.close()
 
     def _running(self) -> "Helper | None":
         return self._helper if self._helper and self._helper.parent == os.getpid() else None  # not after a fork
