@@ -11,6 +11,7 @@ from rl_natgrad.config import options
 from rl_natgrad.config.options import TRUTH, Option
 from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.envs.errors import EnvError, EnvSetupError
+from rl_natgrad.envs.leftovers import tidy
 from rl_natgrad.run.errors import say
 
 if TYPE_CHECKING:  # torch comes with them; a wrong command is answered without
@@ -64,6 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def process() -> int:
+    """main() as all that its process does."""
+    return tidy(main)
+
+
 def parse(argv: Sequence[str]) -> Options:
     """Options from the arguments. Raises: ConfigError."""
     for word in argv:
@@ -107,11 +113,14 @@ def table(played: "Played") -> list[str]:
 def _film(agent: "Agent", run: Path, mode: str) -> str:
     """Films one episode; the line that says where."""
     from rl_natgrad.playback import video
+    from rl_natgrad.training.build import undisturbed
     from rl_natgrad.training.evaluation import acting, streams
 
     file = run / f"{mode}-{agent.update:08d}.mp4"
     act = acting(agent.policy, mode, streams(agent.config)[0])
-    return f"video   {file} (return {video.record(agent.config, act, file)!r})"
+    with undisturbed():
+        earned = video.record(agent.config, act, file)
+    return f"video   {file} (return {earned!r})"
 
 
 def _folder(text: str) -> Path:
@@ -134,4 +143,4 @@ OPTIONS = {
 }
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(process())

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from rl_natgrad.envs.leftovers import tidy
 from rl_natgrad.run.signals import Stop, Stopped, deafen
 
 
@@ -31,6 +32,10 @@ def main() -> int:
 
 def process() -> int:
     """main() as all that its process does."""
+    return tidy(_deaf_in_the_end)
+
+
+def _deaf_in_the_end() -> int:
     code = main()
     deafen()  # the interpreter's own end takes a while, and its exit code is settled
     return code

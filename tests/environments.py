@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import importlib
 import os
 import signal
+import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
@@ -81,6 +84,12 @@ class Misbehaving(gym.Env):
         self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
         self.where, _, self.how = how.partition(" ")
         self.when, self.victim = (0 if self.where == "reset" else at), victim
+        if self.where == "constructor":
+            DEEDS.get(self.how, bool)()
+
+    def close(self) -> None:
+        if self.where == "close":
+            DEEDS.get(self.how, bool)()
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         super().reset(seed=seed)
@@ -92,7 +101,7 @@ class Misbehaving(gym.Env):
         return self._result(np.zeros(3, np.float32), 1.0, False, False, {})
 
     def _result(self, *result: Any) -> Any:
-        if not self.bad or self.at != self.when:
+        if not self.bad or self.at != self.when or self.where not in ("step", "reset"):
             return result
         if self.how in DEEDS:
             DEEDS[self.how]()
@@ -109,6 +118,11 @@ def _raise() -> None:
 def _spin() -> None:
     while True:
         pass
+
+
+def _keep() -> None:
+    while True:
+        ctypes.PyDLL(None).sleep(1000)  # keeps the interpreter's lock
 
 
 def _stubborn() -> None:
@@ -148,6 +162,11 @@ def _torch():
 
 
 DEEDS = {
+    "closes-stdout": lambda: sys.stdout.close(),
+    "replaces-stdout": lambda: setattr(sys, "stdout", None),
+    "closes-1": lambda: os.closerange(1, 2),  # says nothing where it is closed
+    "leaves-a-thread": lambda: threading.Thread(target=time.sleep, args=(1000,), name="left").start(),
+    "leaves-a-process": lambda: subprocess.Popen(["sleep", "1000"]),
     "mute": lambda: _throw(Mute()),
     "surrogate": lambda: _throw(ValueError("\udc80")),
     "interrupts": lambda: _throw(KeyboardInterrupt()),
@@ -162,6 +181,7 @@ DEEDS = {
     "sleeps": lambda: time.sleep(1000),
     "spins": _spin,
     "stubborn": _stubborn,
+    "keeps": _keep,
     "dies": lambda: os._exit(3),
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
 }

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rl_natgrad import train
+from rl_natgrad import evaluate, train
 from rl_natgrad.run import checkpoint
 from rl_natgrad.run.records import read_rows
 
@@ -54,10 +54,10 @@ def spawn(*words: str, folder: Path | None = None, **env: str) -> subprocess.Pop
 class Fork:
     """The same from a process that has already imported everything, as importing takes longer than these runs."""
 
-    def __init__(self, *words: str, output: Path, **env: str):
+    def __init__(self, *words: str, output: Path, module: str = "train", **env: str):
         self.output = output
         output.mkdir(parents=True, exist_ok=True)
-        self._process = SERVER.Process(target=_forked, args=(_last_of_each(words), str(output), env))
+        self._process = SERVER.Process(target=_forked, args=(module, _last_of_each(words), str(output), env))
         self._process.start()
 
     @property
@@ -81,12 +81,12 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["whole_runs", "rl_natgrad.training.resume"])
 
 
-def _forked(words: list[str], output: str, env: dict[str, str]) -> None:
+def _forked(module: str, words: list[str], output: str, env: dict[str, str]) -> None:
     os.environ.update(env)
     for number, name in ((1, "out.txt"), (2, "err.txt")):
         os.dup2(os.open(f"{output}/{name}", os.O_WRONLY | os.O_CREAT), number)
-    sys.argv = ["rl_natgrad.train", *words]
-    sys.exit(train.main())
+    sys.argv = [f"rl_natgrad.{module}", *words]
+    sys.exit({"train": train, "evaluate": evaluate}[module].process())
 
 
 def _last_of_each(words) -> list[str]:

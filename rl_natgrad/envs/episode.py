@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import importlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,13 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, OrderEnforcing, TimeLimit
 from numpy.typing import NDArray
 
-from rl_natgrad.envs.errors import EnvError, one_line, theirs
+from rl_natgrad.envs.errors import EnvError, note, one_line, theirs
 from rl_natgrad.envs.positions import Positions
 from rl_natgrad.envs.spaces import ObservationMap, brief
 
 REAL = frozenset((float, int, np.float64, np.float32, np.int64, np.int32))
 BOOL = frozenset((bool, np.bool_))
+CONSTRUCTOR, CLOSE = "constructor", "close"  # what is being done with environments that are not stepped
 
 
 def episode_seed(seed: int, index: int, number: int) -> int:
@@ -166,8 +167,13 @@ class Episode:
         return EnvError(f"{where}: {message}")
 
     def close(self) -> None:
-        """Ends the environment."""
-        self.env.close()
+        """Ends the environment, or says why it did not end well, which is no reason for a run to fail."""
+        try:
+            self.env.close()
+        except BaseException as error:
+            if not theirs(error):
+                raise
+            note(f"{self.recipe.id}: close raised {one_line(error)}")
 
     def _real(self, reward: Any) -> float:
         try:
@@ -202,11 +208,24 @@ def _arity(result: Any) -> str:
 
 
 class Episodes:
-    """Several environments stepped in turn. The row after an end is a reset row: reward 0, flags False."""
+    """Several environments stepped in turn. The row after an end is a reset row: reward 0, flags False.
+
+    doing: what else is being done with them.
+    """
 
     def __init__(self, recipe: Recipe, indices: range) -> None:
-        self.all = [Episode(recipe, i) for i in indices]
-        self.indices = indices
+        self.recipe, self.indices = recipe, indices
+        self.all: list[Episode] = []
+        self.at, self.doing = np.full(1, indices.start), ""
+
+    def build(self, built: Callable[[], None] = lambda: None) -> None:
+        """Makes them, with a call of `built` after each."""
+        self.doing = CONSTRUCTOR
+        for i in self.indices:
+            self.at[0] = i
+            self.all.append(Episode(self.recipe, i))
+            built()
+        self.doing = ""
 
     def attach(self, obs: NDArray, *into: NDArray) -> None:
         """Where results go: obs (B, *O), reward, terminated, truncated (B,); at[0]: who is stepped."""
@@ -214,9 +233,23 @@ class Episodes:
         self.rows = list(obs)
         self.at[0] = self.indices.start
 
-    def current(self) -> Episode:
-        """The one being stepped."""
-        return self.all[self.at[0] - self.indices.start]
+    def position(self) -> tuple[int, int, int]:
+        """Who is being stepped, and how far it is."""
+        at = int(self.at[0])
+        if self.doing:
+            return at, -1, -1
+        episode = self.all[at - self.indices.start]
+        return at, episode.number, len(episode.actions)
+
+    def hung(self, how: str) -> EnvError:
+        """The error of the one being stepped, which hangs."""
+        at = int(self.at[0])
+        if self.doing == CLOSE:  # one is like the other, and it is said once
+            return EnvError(f"{self.recipe.id}: {CLOSE} {how}")
+        if self.doing:
+            return EnvError(f"{self.recipe.id}, environment {at}: {self.doing} {how}")
+        episode = self.all[at - self.indices.start]
+        return episode.error(f"{'step' if episode.actions else 'reset'} {how}")
 
     def reset(self) -> None:
         """Begins the next episode of each."""
@@ -254,6 +287,12 @@ class Episodes:
             self.reward[i], self.terminated[i], self.truncated[i] = 0.0, episode.terminated, episode.truncated
 
     def close(self) -> None:
-        """Ends them all."""
-        for episode in self.all:
-            episode.close()
+        """Ends them all, once; but none after one that took too long, as the others may too."""
+        self.doing = CLOSE
+        closing, self.all = self.all, []
+        try:
+            for episode in closing:
+                self.at[0] = episode.index
+                episode.close()
+        except EnvError as error:
+            note(str(error))

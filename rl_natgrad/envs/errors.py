@@ -1,6 +1,10 @@
 """What goes wrong with an environment, as one line."""
 
+import contextlib
+import os
+import re
 import signal
+from collections.abc import Callable
 
 
 class EnvError(RuntimeError):
@@ -30,3 +34,35 @@ def theirs(error: BaseException) -> bool:
     alone = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     ours = type(error).__module__.startswith("rl_natgrad.")
     return not ours and not (alone and isinstance(error, KeyboardInterrupt))
+
+
+def unmade(id: str, error: BaseException) -> str:
+    """The line that says why an environment could not be made."""
+    return f"{id}: {_missing_extra(id, error) or one_line(error)}"
+
+
+def _missing_extra(id: str, error: BaseException) -> str | None:
+    """The line that installs what an environment lacks, where that is why it failed."""
+    import gymnasium as gym  # takes a while, and no wrong command needs it
+
+    if not isinstance(error, gym.error.DependencyNotInstalled | ImportError):
+        return None
+    found = re.search(r"gymnasium\[(box2d|mujoco)\]", str(error))
+    extra = "atari" if id.startswith("ALE/") else found and found[1]
+    return f'needs an extra: pip install "rl-natgrad[{extra}]"' if extra else None
+
+
+def _print(text: str) -> None:
+    os.write(2, f"note    {text}\n".encode())
+
+
+tell: Callable[[str], None] = _print  # elsewhere in a worker, which tells its parent
+_noted: set[str] = set()
+
+
+def note(text: str) -> None:
+    """Says, once, what changes no result: evaluations make and end environments over and over."""
+    if text not in _noted:
+        _noted.add(text)
+        with contextlib.suppress(OSError):
+            tell(text)

@@ -2,7 +2,6 @@
 
 import importlib
 import os
-import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +13,7 @@ from gymnasium.envs.registration import EnvSpec
 from rl_natgrad.envs.contract import Envs
 from rl_natgrad.envs.envpool import EnvpoolEnvs
 from rl_natgrad.envs.episode import Recipe
-from rl_natgrad.envs.errors import EnvSetupError, one_line
+from rl_natgrad.envs.errors import EnvError, EnvSetupError, one_line, theirs, unmade
 from rl_natgrad.envs.native import NativeEnvs, is_native
 from rl_natgrad.envs.sync import SyncEnvs
 from rl_natgrad.envs.workers import AsyncEnvs
@@ -33,8 +32,12 @@ def make(cfg: Any, num_envs: int, seed: int) -> Envs:
         return BACKENDS[cfg.backend](Recipe(cfg.id, spec, dict(cfg.kwargs), seed, cfg.timeout), num_envs)
     except EnvSetupError:
         raise
-    except Exception as error:
-        raise EnvSetupError(f"{cfg.id}: {missing_extra(cfg.id, error) or one_line(error)}") from error
+    except EnvError as error:
+        raise EnvSetupError(str(error)) from error
+    except BaseException as error:
+        if not theirs(error):
+            raise
+        raise EnvSetupError(unmade(cfg.id, error)) from error
 
 
 def auto(recipe: Recipe, num_envs: int) -> Envs:
@@ -65,16 +68,9 @@ def find(id: str, allow_import: bool) -> EnvSpec:
         if module:
             importlib.import_module(module)
         return gym.spec(name)
-    except Exception as error:
+    except BaseException as error:
+        if not theirs(error):
+            raise
         if module == "ale_py" and isinstance(error, ImportError):
             raise EnvSetupError(f'{id} needs an extra: pip install "rl-natgrad[atari]"') from error
         raise EnvSetupError(f"env.id={id}: {one_line(error)}") from error
-
-
-def missing_extra(id: str, error: Exception) -> str | None:
-    """The line that installs what an environment lacks, where that is why it failed."""
-    if not isinstance(error, gym.error.DependencyNotInstalled | ImportError):
-        return None
-    found = re.search(r"gymnasium\[(box2d|mujoco)\]", str(error))
-    extra = "atari" if id.startswith("ALE/") else found and found[1]
-    return f'needs an extra: pip install "rl-natgrad[{extra}]"' if extra else None

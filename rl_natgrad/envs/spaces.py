@@ -189,3 +189,41 @@ def _box_actions(space: spaces.Box) -> tuple[spaces.Box, Callable[[NDArray], NDA
     if finite:
         return spaces.Box(-1.0, 1.0, (width,), np.float32), to_env
     return spaces.Box(_float32(low.ravel()), _float32(high.ravel()), dtype=np.float32), to_env
+
+
+def to_plain(space: spaces.Space) -> Any:
+    """A space that `WithSpaces` takes, as JSON has it: its kind, then what makes it."""
+    match space:
+        case spaces.Box():
+            return ["Box", space.low.tolist(), space.high.tolist(), list(space.shape), space.dtype.str]
+        case spaces.Discrete():
+            return ["Discrete", int(space.n), int(space.start), space.dtype.str]
+        case spaces.MultiDiscrete():
+            return ["MultiDiscrete", space.nvec.tolist(), space.start.tolist(), space.dtype.str]
+        case spaces.MultiBinary():
+            return ["MultiBinary", space.n if isinstance(space.n, int) else list(space.n)]
+        case spaces.Dict():
+            return ["Dict", *([key, to_plain(part)] for key, part in space.items())]
+        case spaces.Tuple():
+            return ["Tuple", *map(to_plain, space)]
+    raise EnvSetupError(f"space {space} is not supported by workers; use env.backend=sync")
+
+
+def to_space(plain: Any) -> spaces.Space:
+    """What `to_plain` was called on."""
+    kind, *rest = plain
+    if kind == "Box":
+        low, high, shape, dtype = rest
+        arrays = [np.array(bound, dtype).reshape(shape) for bound in (low, high)]
+        return spaces.Box(arrays[0], arrays[1], tuple(shape), np.dtype(dtype).type)
+    if kind == "Discrete":
+        n, start, dtype = rest
+        return spaces.Discrete(n, start=start, dtype=np.dtype(dtype).type)
+    if kind == "MultiDiscrete":
+        nvec, start, dtype = rest
+        return spaces.MultiDiscrete(nvec, dtype=np.dtype(dtype).type, start=start)
+    if kind == "MultiBinary":
+        return spaces.MultiBinary(*rest)
+    if kind == "Dict":
+        return spaces.Dict([(key, to_space(part)) for key, part in rest])
+    return spaces.Tuple([to_space(part) for part in rest])

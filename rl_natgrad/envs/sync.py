@@ -19,13 +19,19 @@ class SyncEnvs(WithSpaces):
 
     def __init__(self, recipe: Recipe, num_envs: int) -> None:
         self.num_envs, self.episodes = num_envs, Episodes(recipe, range(num_envs))
-        env = self.episodes.all[0].env
-        super().__init__(env.observation_space, env.action_space)
+        self.watchdog = Watchdog(self.episodes, recipe.timeout)
+        try:
+            with self.watchdog:
+                self.episodes.build()
+            env = self.episodes.all[0].env
+            super().__init__(env.observation_space, env.action_space)
+        except BaseException:
+            self.close()
+            raise
         self.obs = np.zeros((num_envs, *self.observation_space.shape), self.observation_space.dtype)
         self.reward = np.zeros(num_envs)
         self.terminated, self.truncated = np.zeros((2, num_envs), bool)
         self.episodes.attach(self.obs, self.reward, self.terminated, self.truncated, np.zeros(1, np.int64))
-        self.watchdog = Watchdog(self.episodes, recipe.timeout)
 
     def reset(self) -> NDArray:
         """The first observations (B, *O)."""
@@ -52,5 +58,7 @@ class SyncEnvs(WithSpaces):
 
     def close(self) -> None:
         """Ends the environments and their watchdog."""
+        if self.episodes.all:
+            with self.watchdog:
+                self.episodes.close()
         self.watchdog.close()
-        self.episodes.close()

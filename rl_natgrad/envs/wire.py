@@ -13,7 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+BUILT, NOTE = b"+", b"n"  # kinds of frames that are no answers: one environment more; something to say
 HEADER = struct.Struct("<cQ")  # kind and size of a frame
+
+GRACE = 1.0  # seconds that a worker waits for what its environments left running
 
 SPIN = 1e-3  # seconds to wait awake: longer than a policy's forward pass, shorter than anyone would notice
 

@@ -13,10 +13,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from rl_natgrad.envs import errors
 from rl_natgrad.envs.episode import Episodes, Recipe
-from rl_natgrad.envs.errors import EnvError, one_line
+from rl_natgrad.envs.errors import EnvError, unmade
+from rl_natgrad.envs.leftovers import tidy
 from rl_natgrad.envs.positions import Positions
-from rl_natgrad.envs.wire import ready_soon, receive, send, shared
+from rl_natgrad.envs.spaces import WithSpaces, to_plain
+from rl_natgrad.envs.wire import BUILT, GRACE, NOTE, ready_soon, receive, send, shared
 
 PR_SET_PDEATHSIG = 1
 
@@ -27,11 +30,19 @@ def main(fd: int) -> None:
     job = json.loads(receive(sock)[1])
     _die_with_parent(job)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # so that a KeyboardInterrupt is an environment's
+    errors.tell = lambda text: send(sock, NOTE, text.encode())
+    tidy(lambda: _work(sock, job), GRACE)
+
+
+def _work(sock: socket.socket, job: dict[str, Any]) -> int:
     try:
-        episodes, actions = _build(job)
+        episodes, actions = _build(sock, job)
+    except EnvError as error:
+        _report(sock, str(error))
+        return 1
     except BaseException as error:
-        _report(sock, f"{job['recipe']['id']}: {one_line(error)}")
-        return
+        _report(sock, unmade(job["recipe"]["id"], error))
+        return 1
     send(sock, b".")
     poll = select.poll()
     poll.register(sock, select.POLLIN | select.POLLHUP)
@@ -45,8 +56,8 @@ def main(fd: int) -> None:
                 _report(sock, str(error))
             else:
                 send(sock, b".", reply)
-    with contextlib.suppress(Exception):
-        episodes.close()
+    episodes.close()
+    return 0
 
 
 def _die_with_parent(job: dict[str, Any]) -> None:
@@ -57,10 +68,17 @@ def _die_with_parent(job: dict[str, Any]) -> None:
         os._exit(1)
 
 
-def _build(job: dict[str, Any]) -> tuple[Episodes, NDArray]:
-    actions, *results, at = shared(job["memory"], job["fields"])
-    mine = slice(*job["indices"])
+def _build(sock: socket.socket, job: dict[str, Any]) -> tuple[Episodes, NDArray]:
+    """Makes the environments, tells of their spaces, then hears of the memory that results go to."""
     episodes = Episodes(Recipe.from_dict(job["recipe"]), range(*job["indices"]))
+    episodes.build(lambda: send(sock, BUILT))
+    env = episodes.all[0].env
+    WithSpaces(env.observation_space, env.action_space)  # refuses those that nobody can use
+    send(sock, b".", json.dumps([to_plain(env.observation_space), to_plain(env.action_space)]).encode())
+    (memory,) = socket.recv_fds(sock, 1, 1)[1]
+    actions, *results, at = shared(memory, json.loads(receive(sock)[1]))
+    os.close(memory)
+    mine = slice(*job["indices"])
     episodes.attach(*(array[mine] for array in results), at[job["worker"] :])
     return episodes, actions[mine]
 

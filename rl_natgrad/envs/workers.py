@@ -10,20 +10,22 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rl_natgrad.envs.backstop import stopped
 from rl_natgrad.envs.contract import Rows
 from rl_natgrad.envs.cores import cores
-from rl_natgrad.envs.episode import Episodes, Recipe
-from rl_natgrad.envs.errors import EnvError
+from rl_natgrad.envs.episode import CONSTRUCTOR, Episodes, Recipe
+from rl_natgrad.envs.errors import EnvError, note
 from rl_natgrad.envs.positions import Positions, differing
-from rl_natgrad.envs.spaces import WithSpaces
-from rl_natgrad.envs.watchdog import Watchdog
-from rl_natgrad.envs.wire import SPIN, memory_file, ready_soon, receive, send, shared
+from rl_natgrad.envs.spaces import WithSpaces, to_space
+from rl_natgrad.envs.watchdog import START, Watchdog
+from rl_natgrad.envs.wire import BUILT, GRACE, NOTE, SPIN, memory_file, ready_soon, receive, send, shared
 
 # A fresh interpreter and not a fork: no locks, threads or CUDA context of torch are inherited, `__main__` is
 # not imported again, and a worker needs a tenth of our memory.
@@ -33,6 +35,8 @@ sys.path[:] = json.loads(sys.argv[1])
 from rl_natgrad.envs.worker import main
 main(int(sys.argv[2]))
 """
+
+LEAVE = 3 * GRACE  # seconds in which a worker names and ends what its environments left running
 
 
 class WorkerTraceback(Exception):
@@ -51,27 +55,39 @@ class AsyncEnvs(WithSpaces):
 
     def __init__(self, recipe: Recipe, num_envs: int, split: bool = False) -> None:
         self.recipe, self.num_envs, self.backend = recipe, num_envs, "split" if split else "async"
-        probe = recipe.build()
-        super().__init__(probe.observation_space, probe.action_space)
-        probe.close()
         cuts = np.linspace(0, num_envs, min(num_envs, cores()) + 1).astype(int).tolist()
         shares = list(itertools.pairwise(cuts))
         own, self.indices = (shares[0], shares[1:]) if split else ((0, 0), shares)
         self.own, self.spin = Episodes(recipe, range(*own)), SPIN if split else 0.0
-        self.watchdog: Watchdog | None = None
+        self.watchdog = Watchdog(self.own, recipe.timeout) if split else None
         self.processes: list[subprocess.Popen] = []
         self.sockets: list[socket.socket] = []
         self.number, self.length = np.full(num_envs, -1), np.zeros(num_envs, int)
         self.done = np.ones(num_envs, bool)
+        self.at = np.array([first for first, _ in self.indices])
         try:
             self._start()
         except BaseException:
             self._kill()
-            if self.watchdog:
-                self.watchdog.close()
+            self.close()
             raise
 
     def _start(self) -> None:
+        job = {"recipe": self.recipe.to_dict(), "parent": os.getpid(), "spin": self.spin}
+        job["from_main_thread"] = threading.current_thread() is threading.main_thread()
+        for worker, indices in enumerate(self.indices):
+            self._spawn({**job, "worker": worker, "indices": indices})
+        patience = max(self.recipe.timeout, START)
+        told = self._wait(f"{CONSTRUCTOR} did not return", patience, CONSTRUCTOR)
+        if self.watchdog:  # only now: a constructor that ends its process ended a worker's
+            with self.watchdog:
+                self.own.build()
+        super().__init__(*(to_space(plain) for plain in json.loads(told[0])))
+        self._share()
+        self._wait("did not start", patience)
+
+    def _share(self) -> None:
+        """The memory in which results are found, and from which actions are read."""
         B, W, action, seen = self.num_envs, len(self.indices), self.raw_action_space, self.observation_space
         fields = [
             ([B, *(action.shape or ())], np.dtype(action.dtype).str),
@@ -87,22 +103,21 @@ class AsyncEnvs(WithSpaces):
         self.at[:] = [first for first, _ in self.indices]
         k = len(self.own.all)
         self.own.attach(*(array[:k] for array in results), np.zeros(1, np.int64))
-        self.watchdog = Watchdog(self.own, self.recipe.timeout) if k else None
-        job = {"recipe": self.recipe.to_dict(), "fields": fields, "memory": memory, "parent": os.getpid()}
-        job["spin"] = self.spin
-        job["from_main_thread"] = threading.current_thread() is threading.main_thread()
-        for worker, indices in enumerate(self.indices):
-            self._spawn(memory, {**job, "worker": worker, "indices": indices})
+        for worker, sock in enumerate(self.sockets):
+            try:
+                socket.send_fds(sock, [b"m"], [memory])
+                send(sock, b"m", json.dumps(fields).encode())
+            except OSError as error:
+                raise self._dead(worker, "start") from error
         os.close(memory)
-        self._wait("did not start", patience=max(self.recipe.timeout, 30.0))
 
-    def _spawn(self, memory: int, job: dict[str, Any]) -> None:
+    def _spawn(self, job: dict[str, Any]) -> None:
         ours, theirs = socket.socketpair()
         path = json.dumps([entry or os.getcwd() for entry in sys.path])
         process = subprocess.Popen(
             [sys.executable, "-c", BOOT, path, str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno(), memory],
+            pass_fds=[theirs.fileno()],
             start_new_session=True,  # Ctrl-C is for the trainer, which finishes the update first
             env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
         )
@@ -151,15 +166,26 @@ class AsyncEnvs(WithSpaces):
         return self.obs, differing(self.obs, state["obs"])
 
     def close(self) -> None:
-        """Ends the environments and the workers; waits 2 s for each to go by itself."""
+        """Ends the environments and the workers."""
         if self.watchdog:
+            if self.own.all:
+                with self.watchdog:
+                    self.own.close()
             self.watchdog.close()
-        self.own.close()
         for sock in self.sockets:
-            sock.close()
-        for process in self.processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(2)
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_WR)
+        end = time.monotonic() + self.recipe.timeout + LEAVE
+        for process, sock in zip(self.processes, self.sockets, strict=True):
+            try:
+                if code := process.wait(max(end - time.monotonic(), 0)):
+                    note(f"{self.recipe.id}: close ended its process ({_how(code)})")
+            except subprocess.TimeoutExpired:
+                note(f"{self.recipe.id}: close did not return within {self.recipe.timeout:g} s (env.timeout)")
+            sock.setblocking(False)
+            with contextlib.suppress(EOFError, OSError):
+                while True:
+                    note(receive(sock)[1].decode())
         self._kill()
 
     def _kill(self) -> None:
@@ -200,23 +226,31 @@ class AsyncEnvs(WithSpaces):
         poll = select.poll()
         for fd in waiting:
             poll.register(fd, select.POLLIN | select.POLLHUP)
-        before = None
+        # Waits are counted and clocks are not read: who is stopped (Ctrl-Z) has not hung.
+        period, still, before = min(1.0, patience / 4), [0.0] * len(self.sockets), self.at.tolist()
         while waiting:
-            ready = ready_soon(poll, self.spin) or poll.poll(patience * 1000)
+            ready = ready_soon(poll, self.spin) or poll.poll(period * 1000)
             if not ready:
                 now = self.at.tolist()
-                stuck = [w for w in waiting.values() if before is not None and before[w] == now[w]]
-                if stuck:
-                    limit = f"{hung} within {patience:g} s (env.timeout)"
-                    raise self._fail(stuck[0], limit)
+                for w in waiting.values():
+                    hangs = before[w] == now[w] and not stopped(self.processes[w].pid)
+                    still[w] = still[w] + period if hangs else 0.0
+                    if still[w] >= patience:
+                        raise self._fail(w, f"{hung} within {patience:g} s (env.timeout)", doing)
                 before = now
             for fd, _ in ready:
-                worker = waiting.pop(fd)
-                poll.unregister(fd)
-                replies[worker] = self._answer(worker, doing)
+                worker = waiting[fd]
+                kind, replies[worker] = self._answer(worker, doing)
+                if kind == BUILT:
+                    self.at[worker] += 1
+                elif kind == NOTE:
+                    note(replies[worker].decode())
+                else:
+                    del waiting[fd]
+                    poll.unregister(fd)
         return replies
 
-    def _answer(self, worker: int, doing: str) -> bytes:
+    def _answer(self, worker: int, doing: str) -> tuple[bytes, bytes]:
         try:
             kind, payload = receive(self.sockets[worker])
         except (EOFError, OSError) as error:
@@ -225,17 +259,24 @@ class AsyncEnvs(WithSpaces):
             told = json.loads(payload)
             self._kill()
             raise EnvError(told["line"]) from WorkerTraceback("\n" + told["traceback"])
-        return payload
+        return kind, payload
 
     def _dead(self, worker: int, doing: str) -> EnvError:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.processes[worker].wait(2)
         code = self.processes[worker].returncode
-        how = "" if code is None else f" (signal {-code})" if code < 0 else f" (exit code {code})"
-        return self._fail(worker, f"its process died in {doing}{how}")
+        how = "" if code is None else f" ({_how(code)})"
+        return self._fail(worker, f"its process died in {doing}{how}", doing)
 
-    def _fail(self, worker: int, what: str) -> EnvError:
+    def _fail(self, worker: int, what: str, doing: str) -> EnvError:
         i = int(self.at[worker])
         self._kill()
-        where = f"{self.recipe.id}, environment {i}, episode {max(self.number[i], 0)}, step {self.length[i]}"
+        where = f"{self.recipe.id}, environment {i}"
+        if doing != CONSTRUCTOR:
+            where += f", episode {max(self.number[i], 0)}, step {self.length[i]}"
         return EnvError(f"{where}: {what}")
+
+
+def _how(code: int) -> str:
+    """How a process ended, by its return code."""
+    return f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -129,8 +129,8 @@ def _file(path: Path, which: str) -> Path:
 
 def _spaces(cfg: Config) -> Spaces:
     """The environment's own, of one that is made for the purpose."""
-    backend = "envpool" if cfg.env.backend == "envpool" else "sync"
-    with closing(make(cfg.env.model_copy(update={"backend": backend}), 1, 0)) as envs:
+    backend = cfg.env.backend if cfg.env.backend in ("envpool", "async") else "sync"
+    with build.undisturbed(), closing(make(cfg.env.model_copy(update={"backend": backend}), 1, 0)) as envs:
         return Spaces(envs.raw_observation_space, envs.raw_action_space)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rl_natgrad.run.files import naming
+from rl_natgrad.run.streams import usable
 
 LINE_SECONDS, LINE_SHARE = 10.0, 0.1  # off a terminal: a line after so many seconds or this share of the run
 REFRESH_SECONDS = 0.1  # on a terminal; nothing runs between updates, so no thread disturbs training
@@ -29,13 +30,18 @@ class Progress:
     """
 
     def __init__(self, total_steps: int, *, first_step: int = 0, stream: TextIO | None = None):
-        self._stream = forgiving(stream or sys.stdout)
+        self._given = stream
         self._total, self._first = total_steps, first_step
         self._start = self._last_time = time.monotonic()
         self._last_step = first_step
         self._bar: Any = None  # rich's own Progress, imported with the first bar
         self._return: float | None = None
         self._searches = False  # NPG's one trial is no line search
+
+    @property
+    def _stream(self) -> TextIO:
+        """Looked up each time, as environments may have closed the last one."""
+        return forgiving(usable(self._given or sys.stdout, 1))
 
     def __enter__(self) -> "Progress":
         return self
@@ -63,7 +69,7 @@ class Progress:
             self._return = row["rollout/return"]
         if self._stream.isatty():
             if self._bar is None:
-                self._bar = _bar(self._stream, self._total)
+                self._bar = _bar(self._given, self._total)
             width = self._bar.console.width
             text = self._text(step, row, now, width - 12)
             self._bar.columns[0].bar_width = max(min(32, width - len(text) - 2), 8)
@@ -132,8 +138,8 @@ class Progress:
             print(line, file=self._stream, flush=True)
 
 
-def _bar(stream: TextIO, total: int):
-    """A started rich bar: ━━━╸━━━ <text>."""
+def _bar(stream: TextIO | None, total: int):
+    """A started rich bar on the stream, or on what is standard output then: ━━━╸━━━ <text>."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 

@@ -201,7 +201,7 @@ class Search:
 
 
 def _name(identity: dict[str, Any]) -> str:
-    """A study's name where none is given: the same for the same search, so that the same command goes on with it."""
+    """A study's name where none is given: that of the search, so that the same command goes on with it."""
     return f"search-{hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]}"
 
 

@@ -42,6 +42,7 @@ from rl_natgrad.policy.policy import Policy, head_for, with_head
 from rl_natgrad.rollout.collector import Rollout
 from rl_natgrad.rollout.normalize import ObservationNormalizer, Unchanged
 from rl_natgrad.rollout.returns import Estimate, estimate_gae, estimate_monte_carlo
+from rl_natgrad.run.streams import kept
 
 ALGORITHMS: dict[str, tuple[Callable[..., Estimate], Callable[..., Any]]] = {
     "reinforce": (estimate_monte_carlo, PG), "pg": (estimate_gae, PG),
@@ -92,11 +93,13 @@ def use_threads(n: int) -> None:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Around what runs environments' code: what it may change of torch and numpy is as before at the end."""
+    """Around what runs environments' code: what it may change of torch, numpy and standard output is as before
+    at the end."""
     grad, dtype, errors = torch.is_grad_enabled(), torch.get_default_dtype(), np.geterr()
     threads = torch.get_num_threads()
     try:
-        yield
+        with kept():
+            yield
     finally:
         torch.set_grad_enabled(grad)
         torch.set_default_dtype(dtype)

@@ -1,7 +1,7 @@
 """Evaluation episodes: seeds of their own, and the same ones in the training process as in any later one."""
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,17 +19,25 @@ Played = dict[str, tuple[NDArray, NDArray]]
 """Mode → undiscounted returns (episodes,) and lengths (episodes,)."""
 
 
-def evaluate(cfg: Config, policy: Policy, episodes: int | None = None, modes: Sequence[str] = MODES) -> Played:
+def evaluate(
+    cfg: Config, policy: Policy, episodes: int | None = None, modes: Sequence[str] = MODES,
+    later: ExitStack | None = None,
+) -> Played:  # fmt: skip
     """`episodes` (those of the config, unless given) episodes in each mode, from the same first states in both.
 
     Each episode has an environment of its own, so that none is favoured for being short; and no first state
-    depends on how many there are.  Raises:  EnvError where an environment misbehaves.
+    depends on how many there are.
+
+    Args:    later: ends the environments; None for here and now.
+    Raises:  EnvError where an environment misbehaves.
     """
     backend = "sync" if cfg.env.backend in ("auto", "native") else cfg.env.backend
     env, played = cfg.env.model_copy(update={"backend": backend}), {}
     rng, seed = streams(cfg)
     for mode in modes:
-        with build.undisturbed(), closing(make(env, episodes or cfg.eval.episodes, seed)) as envs:
+        with build.undisturbed(), ExitStack() as now:
+            made = closing(make(env, episodes or cfg.eval.episodes, seed))
+            envs = (now if later is None else later).enter_context(made)
             check = Checks(cfg.env.id, envs.observation_space)
             played[mode] = play(envs, acting(policy, mode, rng), check)
     return played

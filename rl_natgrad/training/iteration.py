@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,12 +49,14 @@ class Training:
         self.returns: deque[float] = deque(maxlen=WINDOW)
         with build.undisturbed():
             self.envs = make(cfg.env, cfg.num_envs, cfg.seed)
+        self._open = ExitStack()
+        self._open.callback(self.envs.close)
         try:
             self.policy = build.build_policy(cfg, self.envs.observation_space, self.envs.action_space)
             self.critic = build.build_critic(cfg, self.envs.observation_space)
             self.algorithm = build.build_algorithm(cfg, self.policy)
         except BaseException:
-            self.envs.close()
+            self.close()
             raise
         self.fisher_rng = build.generator(cfg.seed, "fisher")
         checks = Checks(cfg.env.id, self.envs.observation_space)
@@ -130,9 +133,12 @@ class Training:
             )
         return update.info if update.finite else update.info | {"policy/not_finite": 1.0}
 
-    def evaluate(self) -> dict[str, float]:
-        """Returns of `eval.episodes` episodes with seeds of their own, played twice: greedily and sampled."""
-        return evaluation.logged(evaluation.evaluate(self.cfg, self.policy))
+    def evaluate(self, *, final: bool = False) -> dict[str, float]:
+        """Returns of `eval.episodes` episodes with seeds of their own, played twice: greedily and sampled.
+
+        final: its environments end with this training's, so that one that cannot end costs no result.
+        """
+        return evaluation.logged(evaluation.evaluate(self.cfg, self.policy, later=self._open if final else None))
 
     @property
     def train_return(self) -> float | None:
@@ -140,8 +146,9 @@ class Training:
         return float(np.mean(self.returns)) if self.returns else None
 
     def close(self) -> None:
-        """Ends the environments."""
-        self.envs.close()
+        """Ends the environments, once."""
+        with build.undisturbed():
+            self._open.close()
 
     def _episodes(self, rollout: Rollout) -> dict[str, float]:
         """What the rollout says of episodes; nothing where none ended."""

@@ -11,7 +11,8 @@ import numpy as np
 
 from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.config.schema import Config
-from rl_natgrad.envs.errors import EnvError, EnvSetupError
+from rl_natgrad.envs import watchdog
+from rl_natgrad.envs.errors import EnvError, EnvSetupError, note
 from rl_natgrad.run import folder, lock
 from rl_natgrad.run.checkpoint import Checkpoints, State
 from rl_natgrad.run.errors import say
@@ -76,26 +77,40 @@ class Loop:
         self._not_finite = sum("policy/not_finite" in row for row in kept or ())
         self.progress = Progress(self.cfg.total_steps, first_step=training.step)
         self._start = time.perf_counter()
+        self.code: int | None = None  # once it is settled
 
     def go(self) -> int:
         """Trains to the end, and leaves the folder saying how it ended. Returns the exit code."""
+        watchdog.last_words = self._last_words
         try:
             with self.progress:
                 self._header()
-                return self._to_the_end()
+                self.code = self._to_the_end()
         except (EnvError, NotFinite, OSError) as error:
             self._failed(error)
-            return say(error, 1)
+            self.code = say(error, 1)
         except BaseException as error:
             self._failed(error)
             raise
+        finally:
+            self.training.close()  # whatever comes of it, and of signals meanwhile, changes nothing any more
+            watchdog.last_words = watchdog.fail
+        return self.code
+
+    def _last_words(self, error: EnvError) -> int:
+        """Of a process that hangs in an environment for good. Returns its exit code."""
+        if self.code is None:
+            self._failed(error)
+            return watchdog.fail(error)
+        note(str(error))
+        return self.code
 
     def _to_the_end(self) -> int:
         try:
             self._train()
             self._save()
             with self.stop.at_once():
-                final = self.training.evaluate()
+                final = self.training.evaluate(final=True)
         except Stopped:
             if self.training.update:
                 self._save()

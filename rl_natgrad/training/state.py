@@ -7,6 +7,7 @@ import numpy as np
 
 from rl_natgrad.envs.contract import Envs
 from rl_natgrad.run.checkpoint import State, fit, number, whole
+from rl_natgrad.training import build
 from rl_natgrad.training.iteration import GIVE_UP, WINDOW, Training
 
 
@@ -33,7 +34,8 @@ def load(training: Training, state: State) -> list[int]:
     Returns: indices of environments that came back different: they have random sources of their own.
     Raises:  ValueError, naming the part, where the state is not one of this training.
     """
-    training.collector.obs = training.envs.reset().copy()
+    with build.undisturbed():
+        training.collector.obs = training.envs.reset().copy()
     fit(state, _like(training))
     training.step, training.update = state["step"], state["update"]
     training.not_finite = state["not_finite"]
@@ -47,7 +49,8 @@ def load(training: Training, state: State) -> list[int]:
     differed: list[int] = []
     if training.envs.restorable:
         training.collector.load(state["collector"])
-        obs, differed = training.envs.load(state["envs"])
+        with build.undisturbed():
+            obs, differed = training.envs.load(state["envs"])
         training.collector.obs = obs.copy()
     if not differed:
         fit(of(training), state)  # nothing was left out, and nothing more was in it
