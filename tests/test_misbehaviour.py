@@ -50,10 +50,20 @@ def no_children() -> bool:
 @pytest.mark.parametrize("how, backend", CASES)
 def test_training_ends_with_one_line(how, backend, tmp_path, monkeypatch, capfd):
     code = whole_runs.run(monkeypatch, *words(how, backend), f"runs_dir={tmp_path}")
-    assert code == 1 and is_one_line(capfd.readouterr().err, how)
-    record = read_record(whole_runs.only_run(tmp_path))
+    said, run = capfd.readouterr().err, whole_runs.only_run(tmp_path)
+    assert code == 1 and is_one_line(said, how)
+    assert (f"(see {run}/traceback.txt)" in said) == (" raised " in said)  # where its own code failed
+    assert (" raised " in said) == (how.split()[1] in ("raises", "exits"))
+    record = read_record(run)
     assert record["outcome"] == "failed" and "Misbehaving-v0, environment" in record["error"]
     assert no_children()
+
+
+def test_the_lines_to_paste_allow_the_import_that_they_need(tmp_path, monkeypatch, capfd):
+    assert whole_runs.run(monkeypatch, *words("well behaved", "sync"), f"runs_dir={tmp_path}") == 0
+    last = capfd.readouterr().out.splitlines()[-1]
+    run = whole_runs.only_run(tmp_path)
+    assert last == f"play    python -m rl_natgrad.evaluate run={run} allow_import=true"
 
 
 @pytest.fixture(scope="module")

@@ -283,7 +283,7 @@ def test_a_narrow_terminal_loses_the_least_important_first(monkeypatch):
 def test_last_lines_say_how_it_went_how_to_watch_and_how_to_play():
     stream = io.StringIO()
     bar = progress.Progress(1000, stream=stream)
-    bar.done(Path("runs/a"), Path("runs"), 101642, train_return=489.3, eval_returns=(500.0, 0.0, 20))
+    bar.done("runs/a", Path("runs"), 101642, train_return=489.3, eval_returns=(500.0, 0.0, 20))
     done, watch, play = stream.getvalue().splitlines()
     returns = "train return 489 (last 100 episodes) · eval return 500 ± 0 (20 episodes)"
     expected = f"done    101,642 steps in 0.0 s · {returns}"
@@ -295,7 +295,7 @@ def test_last_lines_say_how_it_went_how_to_watch_and_how_to_play():
 
 def _done_line(**arguments) -> str:
     stream = io.StringIO()
-    progress.Progress(10, stream=stream).done(Path("r"), Path("runs"), 10, **arguments)
+    progress.Progress(10, stream=stream).done("r", Path("runs"), 10, **arguments)
     return stream.getvalue()
 
 

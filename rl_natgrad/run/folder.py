@@ -13,7 +13,7 @@ from typing import Any
 
 from rl_natgrad.run import provenance
 from rl_natgrad.run.files import write_atomically, write_json
-from rl_natgrad.run.records import RECORD, read_record
+from rl_natgrad.run.records import RECORD, TRACEBACK, read_record
 
 
 def create(runs_dir: str | Path, env_id: str, algo: str, seed: int) -> Path:
@@ -69,7 +69,7 @@ class RunRecord:
         record.update(
             **changed, resumed=[*data.get("resumed", []), again], end=None, outcome="running", error=None
         )
-        (Path(path) / "traceback.txt").unlink(missing_ok=True)  # it told of the end that is now undone
+        (Path(path) / TRACEBACK).unlink(missing_ok=True)  # it told of the end that is now undone
         return record
 
     def update(self, **changed: Any) -> None:
@@ -83,7 +83,7 @@ class RunRecord:
             if isinstance(error, BaseException):
                 text = "".join(traceback.format_exception(error)).encode(errors="backslashreplace").decode()
                 error = text.strip().splitlines()[-1]
-                write_atomically(self.path / "traceback.txt", text.encode())
+                write_atomically(self.path / TRACEBACK, text.encode())
         finally:  # a full disk may still take the shorter record
             self.update(end=_now(), outcome=outcome, error=error)
 

@@ -91,14 +91,14 @@ class Progress:
             self._bar.console.print(f"note    {text}", markup=False, highlight=False)
 
     def done(
-        self, path: Path, runs_dir: Path, step: int, *, outcome: str = "finished",
+        self, run: str, runs_dir: Path, step: int, *, outcome: str = "finished",
         train_return: float | None = None, eval_returns: tuple[float, float, int] | None = None,
         not_finite: int = 0,
     ) -> None:  # fmt: skip
         """How it ended, how to watch and how to play.
 
-        train_return: mean of the last 100 episodes.  eval_returns: mean, standard deviation, episodes.
-        not_finite: updates that took no step because their maths was not.
+        run: as a word of a command.  train_return: mean of the last 100 episodes.  eval_returns: mean, standard
+        deviation, episodes.  not_finite: updates that took no step because their maths was not.
         """
         self.close()
         parts = [f"{step:,} steps in {duration(time.monotonic() - self._start)}"]
@@ -110,7 +110,7 @@ class Progress:
             parts.append(f"{not_finite:,} update{'s' if not_finite != 1 else ''} not finite")
         self._say(f"{'done' if outcome == 'finished' else outcome:<7} {' · '.join(parts)}")
         self._say(f"watch   tensorboard --logdir {runs_dir}")
-        self._say(f"play    python -m rl_natgrad.evaluate run={path}")
+        self._say(f"play    python -m rl_natgrad.evaluate run={run}")
 
     def close(self) -> None:
         """The bar ends and the cursor is shown again."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from rl_natgrad.run.files import naming
 
-RECORD, METRICS, SWEEP = "run.json", "metrics.jsonl", "sweep.json"
+RECORD, METRICS, SWEEP, TRACEBACK = "run.json", "metrics.jsonl", "sweep.json", "traceback.txt"
 MAX_BYTES = 16 * 2**20  # of a record: a thousand resumes take a tenth of that
 RENAMED = {"search/accepted": "line_search/accepted", "search/tries": "line_search/tries"}
 """Tags by the name that they have in older files: a search is Optuna's now."""

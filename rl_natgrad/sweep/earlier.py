@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from rl_natgrad.config.schema import Config
 from rl_natgrad.run import lock
-from rl_natgrad.run.records import find_runs, read_record
+from rl_natgrad.run.records import TRACEBACK, find_runs, read_record
 
 NOT_THE_RUN = ("runs_dir", "resume", "sweep", "search")  # where it is kept and who asked, not what it computes
 
@@ -52,7 +52,7 @@ def _state(path: Path, record: dict[str, Any]) -> str | None:
     if record.get("outcome") == "running" and _is_held(path):
         return "running"
     # A run with a traceback failed by itself: what has to change before it can succeed may be in its past.
-    return None if (path / "traceback.txt").exists() else "stopped"
+    return None if (path / TRACEBACK).exists() else "stopped"
 
 
 def _is_held(path: Path) -> bool:

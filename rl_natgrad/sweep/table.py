@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from rl_natgrad.run.files import write_json
 from rl_natgrad.run.progress import duration, forgiving, number, two_digits
+from rl_natgrad.run.records import SWEEP
 from rl_natgrad.sweep.job import Job, counts
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ class View:
     """The jobs on a stream and in <folder>/sweep.json, which say the same. `with` it, the table is live."""
 
     def __init__(self, jobs: list[Job], folder: Path, command: str, stream: TextIO):
-        self._jobs, self._file, self._command = jobs, folder / "sweep.json", command
+        self._jobs, self._file, self._command = jobs, folder / SWEEP, command
         self._stream = forgiving(stream)
         self._live: Live | None = None  # imported with the first table
         self._started: dict[int, float] = {}

@@ -18,6 +18,7 @@ from rl_natgrad.run.checkpoint import Checkpoints, State
 from rl_natgrad.run.errors import say
 from rl_natgrad.run.logger import Logger
 from rl_natgrad.run.progress import Progress
+from rl_natgrad.run.records import TRACEBACK
 from rl_natgrad.run.signals import Stop, Stopped
 from rl_natgrad.training import state
 from rl_natgrad.training.iteration import NotFinite, Training
@@ -88,7 +89,8 @@ class Loop:
                 self.code = self._to_the_end()
         except (EnvError, NotFinite, OSError) as error:
             self._failed(error)
-            self.code = say(error, 1)
+            own = isinstance(error, EnvError) and " raised " in str(error)  # in the environment's code
+            self.code = say(f"{error} (see {self.path / TRACEBACK})" if own else error, 1)
         except BaseException as error:
             self._failed(error)
             raise
@@ -115,7 +117,7 @@ class Loop:
             if self.training.update:
                 self._save()
             self._end("stopped")
-            print(f"resume  python -m rl_natgrad.train resume={shlex.quote(str(self.path))}", flush=True)
+            print(f"resume  python -m rl_natgrad.train resume={self._run('env.')}", flush=True)
             return self.stop.code
         self.logger.write(final, self.training.step, self.training.update)
         self._end("finished", final)
@@ -168,6 +170,11 @@ class Loop:
         """Seconds of training, earlier stretches of a resumed run included."""
         return self._before + time.perf_counter() - self._start
 
+    def _run(self, prefix: str = "") -> str:
+        """The run as a word to paste, with leave to import its environment where it needs that."""
+        allowed = f" {prefix}allow_import=true" if ":" in self.cfg.env.id else ""
+        return f"{shlex.quote(str(self.path))}{allowed}"
+
     @property
     def _runs_dir(self) -> Path:
         return self.path.parents[min(2, len(self.path.parents) - 1)]  # where the run is now, not where it was
@@ -191,7 +198,7 @@ class Loop:
         self.logger.close(outcome)
         self.record.finish(outcome)
         self.progress.done(
-            self.path, self._runs_dir, self.training.step, outcome=outcome,
+            self._run(), self._runs_dir, self.training.step, outcome=outcome,
             train_return=self.training.train_return, eval_returns=returns, not_finite=self._not_finite,
         )  # fmt: skip
 
