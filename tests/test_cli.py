@@ -11,6 +11,7 @@ import pytest
 import yaml
 from whole_runs import run
 
+from rl_natgrad import __main__ as package
 from rl_natgrad.config import command as cli
 from rl_natgrad.config import compose
 from rl_natgrad.config.help import EXAMPLES, PROGRAM
@@ -327,6 +328,14 @@ def test_help_and_version_exit_0(option, part, tmp_path, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert not stopped.value.code and part in out and err == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_package_says_what_there_is(capsys):
+    assert package.main([]) == 0 and package.main(["--help"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and all(f"python -m rl_natgrad.{door}" in out for door in ("train", "evaluate", "compare"))
+    assert package.main(["algo=trpo"]) == 2
+    assert capsys.readouterr().err.startswith("error: 'algo=trpo' is for one of these; write python -m rl_natgrad.")
 
 
 def test_help_is_readable_in_ascii():
