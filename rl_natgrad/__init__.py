@@ -15,3 +15,20 @@ def load(run, *, checkpoint="last", allow_import=False):
     from rl_natgrad.playback import agent  # torch and gymnasium, which `import rl_natgrad` should not wait for
 
     return agent.load(run, checkpoint=checkpoint, allow_import=allow_import)
+
+
+def Training(*words):
+    """A run that one's own loop steps: `for row in Training("algo=trpo", "env=CartPole"): …`.
+
+    It leaves nothing on disk. Use it in a `with`, or call `close()`: environments may be processes.
+
+    Args:    words: as of `python -m rl_natgrad.train`, which would make the same run, to the bit.
+    Returns: training.iteration.Training: iterating yields a row of numbers per update; policy, critic,
+             step, evaluate().
+    Raises:  config.refusals.ConfigError, in one line, where a word is wrong;
+             envs.errors.EnvSetupError where the environment cannot be made here.
+    """
+    from rl_natgrad.config import compose
+    from rl_natgrad.training.iteration import Training
+
+    return Training(compose.load(words))

@@ -10,7 +10,9 @@ from gymnasium import spaces
 from whole_runs import CRITIC, ROOT, SMALL, only_run, run
 
 import rl_natgrad
+from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.envs.episode import episode_seed
+from rl_natgrad.run.records import read_rows
 from rl_natgrad.training import evaluation
 
 SHORT = [*SMALL, *CRITIC, "total_steps=300", "env.allow_import=true", "eval.episodes=1"]
@@ -164,3 +166,23 @@ def test_a_folder_that_is_no_run_is_a_value_error(tmp_path):
         rl_natgrad.load(tmp_path)
     with pytest.raises(ValueError, match="is no run folder"):
         rl_natgrad.load(tmp_path / "nowhere")
+
+
+def test_a_loop_of_ones_own_is_the_commands_run_and_leaves_nothing(tmp_path, monkeypatch):
+    words = [*SMALL, *CRITIC, "env=CartPole", "seed=3", "total_steps=300"]
+    monkeypatch.chdir(tmp_path)
+    with rl_natgrad.Training(*words) as training:
+        rows = list(training)
+        assert training.evaluate()["eval/return"] > 0
+    assert not list(tmp_path.iterdir())
+    assert run(monkeypatch, *words, f"runs_dir={tmp_path}") == 0
+    logged = [row for row in read_rows(only_run(tmp_path)) if "policy/kl" in row]
+    assert len(rows) == len(logged) > 1
+    for mine, theirs in zip(rows, logged, strict=True):
+        same = {tag for tag in theirs if not tag.startswith("time/")}
+        assert {tag: mine[tag] for tag in same} == {tag: theirs[tag] for tag in same}
+
+
+def test_a_wrong_word_is_refused_in_one_line():
+    with pytest.raises(ConfigError, match=r"unknown key 'algo.detla'; did you mean"):
+        rl_natgrad.Training("algo.detla=1")

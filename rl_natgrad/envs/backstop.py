@@ -41,7 +41,7 @@ class Backstop:
         if helper := self._running():
             helper.tell(b"+")
         else:
-            faulthandler.dump_traceback_later(self.limit, exit=True)
+            faulthandler.dump_traceback_later(self.limit, exit=True, file=2)  # sys.stderr may be no file
 
     def hand_over(self) -> None:
         """The helper counts from here on, if there can be one."""

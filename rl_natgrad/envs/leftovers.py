@@ -33,7 +33,8 @@ def _insist(code: int, grace: float) -> None:
     """The end, where the interpreter waits for threads that never do."""
     time.sleep(grace)
     left = {one.name for one in threading.enumerate() if not one.daemon} - {threading.main_thread().name}
-    note(f"ended without waiting for what an environment left running: {_listed('thread', left) or 'something'}")
+    if left:  # else the machine is busy, and the interpreter's own end takes that long
+        note(f"ended without waiting for what an environment left running: {_listed('thread', left)}")
     os._exit(code)
 
 

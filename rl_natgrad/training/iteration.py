@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -61,6 +61,18 @@ class Training:
         self.fisher_rng = build.generator(cfg.seed, "fisher")
         checks = Checks(cfg.env.id, self.envs.observation_space)
         self.collector = Collector(self.envs, cfg.horizon, build.generator(cfg.seed, "actions"), checks)
+
+    def __iter__(self) -> Iterator[dict[str, float]]:
+        """The rows of one update after the other, with `step` and `update`, until `total_steps` are done."""
+        while self.step < self.cfg.total_steps:
+            row = self.iterate()
+            yield {"step": self.step, "update": self.update} | row
+
+    def __enter__(self) -> "Training":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def iterate(self) -> dict[str, float]:
         """One update from one rollout. Returns what there is to log of it."""

@@ -15,8 +15,9 @@ import torch
 from page import COLOURS, Answer, Claim, Table, iqm, listed, number
 from runner import Row, main
 from torch import Tensor
-from trainings import SEEDS, training, updates
+from trainings import SEEDS, updates
 
+from rl_natgrad import Training
 from rl_natgrad.algos.problem import Batch, Problem
 from rl_natgrad.compare import stats
 from rl_natgrad.optim.solvers import cg
@@ -114,7 +115,7 @@ def curve(found: Sequence[tuple[float | None, dict]], batch: int, steps: int) ->
 def directions(job: Row) -> list[Row]:
     """Cosines of the directions that two halves of the environments give, with one policy, at a few updates."""
     found = []
-    with training("algo=trpo", f"env={job['env']}", f"seed={job['seed']}", "num_envs=16", f"horizon={CHUNK}",
+    with Training("algo=trpo", f"env={job['env']}", f"seed={job['seed']}", "num_envs=16", f"horizon={CHUNK}",
                   "total_steps=10_000_000") as run:  # fmt: skip
         while run.update < POINTS[-1]:
             if run.update + 1 in POINTS:

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from page import COLOURS, Answer, Claim, Table, listed
 from runner import Row, main
-from trainings import SEEDS, smooth, training, updates
+from trainings import SEEDS, smooth, updates
 
+from rl_natgrad import Training
 from rl_natgrad.compare import summary
 from rl_natgrad.compare.options import AXES, Options
 from rl_natgrad.compare.runs import Run
@@ -37,7 +38,7 @@ def jobs(smoke: bool) -> list[Row]:
 def rows(job: Row) -> list[Row]:
     """A line of settings, and the curve: means of three batches' own episodes."""
     words = [f"algo={job['algo']}", f"env={job['env']}", f"seed={job['seed']}", f"total_steps={job['steps']}"]
-    with training(*words) as run:
+    with Training(*words) as run:
         tree = run.cfg.tree()
     said = {key: (tree.get(group) or {}).get(key) if group else tree[key] for group, key in SAID}
     told, curve, spent, began = [], [], np.zeros(3), time.process_time()

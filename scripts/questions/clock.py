@@ -16,8 +16,9 @@ import torch
 from clock_models import FULL, LONG, METHODS, SHARES, TASKS, Race, between, lbfgs, race, targets, task
 from page import COLOURS, Answer, Claim, Table, iqm, listed, number
 from runner import Row, main
-from trainings import SEEDS, training
+from trainings import SEEDS
 
+from rl_natgrad import Training
 from rl_natgrad.algos.npg import npg
 from rl_natgrad.algos.problem import likelihood
 from rl_natgrad.compare import stats
@@ -229,7 +230,7 @@ def learn(env: str, settings: Row, seed: int, threshold: float, cap: float) -> R
     """
     asked = [f"{key}={value}" for key, value in settings.items()]
     began, row, recent, near = time.process_time(), {}, deque(), -math.inf
-    with training(*asked, f"env={env}", f"seed={seed}") as run:
+    with Training(*asked, f"env={env}", f"seed={seed}") as run:
         row["startup"] = short(time.process_time() - began)
         began = time.process_time()
         while (seconds := time.process_time() - began) < cap and "s_middle" not in row:

@@ -14,8 +14,9 @@ import torch
 from page import COLOURS, Answer, Claim, Table, iqm, listed, number
 from runner import Row, main
 from torch import Tensor
-from trainings import SEEDS, smooth, training, updates
+from trainings import SEEDS, smooth, updates
 
+from rl_natgrad import Training
 from rl_natgrad.algos.problem import Batch
 from rl_natgrad.compare.stats import improvement, iqm_interval
 from rl_natgrad.compare.stats import iqm as interquartile
@@ -77,7 +78,7 @@ def policy(job: Row) -> list[Row]:
     """A row a snapshot and size of batch. The F of the cosines is of a second batch of the same policy."""
     words = [*LEARNERS[job["learner"]], f"env={job['case']}", f"seed={job['seed']}", "total_steps=1e9"]
     rng, found = np.random.default_rng(job["seed"]), []
-    with training(*words) as run:
+    with Training(*words) as run:
         moments = {kind: Moments(run.policy.theta.numel()) for kind in RATES}
         for update in range(1, job["updates"] + 1):
             gathered = run.gather()

@@ -9,15 +9,16 @@ import numpy as np
 from reparametrised import SPREADS, Kept, Spread, apart, distance, divergence, to_sigmoid
 from runner import Row
 from torch import Tensor
-from trainings import SEEDS, training
+from trainings import SEEDS
 
+from rl_natgrad import Training
 from rl_natgrad.algos.problem import Batch, Problem
 from rl_natgrad.config import compose
 from rl_natgrad.optim.solvers import Solver, cg, cholesky, identity, pinv, svd, woodbury
 from rl_natgrad.optim.steps import FullStep, Step, backtrack, to_radius
 from rl_natgrad.policy.policy import Policy
+from rl_natgrad.training import iteration
 from rl_natgrad.training.build import build_policy
-from rl_natgrad.training.iteration import NotFinite, Training
 
 NETS = ("[2]", "[4]", "[16,16]", "[64,64]")
 SNAPSHOTS = (1, 10, 25)  # updates whose batch is looked at
@@ -101,7 +102,7 @@ def steps(job: Row) -> list[Row]:
     """Every solver's step from every snapshot, in both networks, and how far apart the two new policies are."""
     words = [f"env={job['env']}", f"seed={job['seed']}", f"policy.hidden={job['net']}"]
     every, found = EVERY if job["net"] == THINNED else 1, []
-    with training(*words) as run:
+    with Training(*words) as run:
         for update in range(1, max(SNAPSHOTS) + 1):
             gathered = run.gather()
             if update in SNAPSHOTS:
@@ -121,7 +122,7 @@ def thin(batch: Batch, every: int) -> Batch:
     return replace(kept, obs=kept.obs.double(), adv=kept.adv.double())
 
 
-def written_twice(run: Training, words: Sequence[str]) -> tuple[Policy, Policy]:
+def written_twice(run: iteration.Training, words: Sequence[str]) -> tuple[Policy, Policy]:
     """The run's policy, as a tanh network and as a sigmoid network, in double precision."""
     tanh = Policy(run.policy.net, run.policy.head, run.policy.theta.double(), run.policy.observe)
     cfg, theta = compose.load([*words, "policy.activation=sigmoid"]), to_sigmoid(tanh, tanh.theta)
@@ -203,7 +204,7 @@ def short(value: Any) -> Any:
 def spreads(job: Row) -> list[Row]:
     """The undamped step of a linear Gaussian policy with its spread in other coordinates, against log σ."""
     found, solve = [], partial(svd, rtol=1e-12, max_gib=4.0)
-    with training(f"env={job['env']}", f"seed={job['seed']}", "policy.hidden=[]") as run:
+    with Training(f"env={job['env']}", f"seed={job['seed']}", "policy.hidden=[]") as run:
         for _ in range(9):
             run.learn_from(run.gather())
         batch, policy = thin(run.gather().batch, 1), run.policy
@@ -239,7 +240,7 @@ def learn(job: Row) -> list[Row]:
 def curve(words: Sequence[str], network: str) -> tuple[list[float], int]:
     """Returns of the batches in which episodes ended; how many updates took no step."""
     returns, stayed = [], 0
-    with training(*words, f"policy.activation={network}") as run:
+    with Training(*words, f"policy.activation={network}") as run:
         if (
             network == "sigmoid"
         ):  # its own random numbers are the tanh network's, and another function: written anew
@@ -249,7 +250,7 @@ def curve(words: Sequence[str], network: str) -> tuple[list[float], int]:
             returns += [float(np.mean(r))] if (r := gathered.rollout.returns) else returns[-1:]
             try:
                 stayed += run.learn_from(gathered)["policy/step_norm"] == 0
-            except NotFinite:  # the policy stays as it is for good
+            except iteration.NotFinite:  # the policy stays as it is for good
                 left = (run.cfg.total_steps - run.step) // gathered.rollout.steps
                 return returns + returns[-1:] * left, stayed + left
     return returns, stayed

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from page import COLOURS, Answer, Claim, Table, iqm, listed
 from runner import Row, main
-from trainings import SEEDS, training
+from trainings import SEEDS
 
+from rl_natgrad import Training
 from rl_natgrad.compare import stats
-from rl_natgrad.training import state
-from rl_natgrad.training.iteration import Training
+from rl_natgrad.training import iteration, state
 
 FACTOR = 1000.0
 BEFORE = {"CartPole": 8, "Pendulum": 15}  # updates before the bad batch
@@ -56,7 +56,7 @@ def rows(job: Row) -> list[Row]:
         words += [f"{key}={RATES[job['env'], job['normalized']][job['learner']]}"]
     else:
         words += [f"algo.delta={DELTA}"]
-    with training(*words) as run:
+    with Training(*words) as run:
         before = [update(run) for _ in range(BEFORE[job["env"]])]
         begun = state.of(run)
     (plain, theta), (bad, moved), (_, same) = (
@@ -78,13 +78,13 @@ def rows(job: Row) -> list[Row]:
 
 def branch(words: Sequence[str], begun: dict, factor: float | None, updates: int) -> tuple[list, torch.Tensor]:
     """So many updates from a state, one reward of the first batch times factor; and that update's step (P,)."""
-    with training(*words) as run:
+    with Training(*words) as run:
         state.load(run, begun)
         found, theta = [update(run, factor)], run.policy.theta - begun["policy"]["theta"]
         return found + [update(run) for _ in range(updates - 1)], theta
 
 
-def update(run: Training, factor: float | None = None) -> tuple[float | None, float]:
+def update(run: iteration.Training, factor: float | None = None) -> tuple[float | None, float]:
     """(mean return of the batch's episodes, KL of the update); a factor changes one reward of the batch.
 
     The returns are those before the change: it is what the learner sees, not what happened.

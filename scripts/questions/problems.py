@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
-from trainings import training
 
+from rl_natgrad import Training
 from rl_natgrad.algos.problem import Batch, Problem, kl_hessian, likelihood
 from rl_natgrad.policy.heads import Categorical, DiagGaussian, Head
 from rl_natgrad.policy.mlp import MLP
@@ -68,7 +68,7 @@ def scaled(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 def snapshots(*words: str, at: Sequence[int]) -> Iterator[tuple[int, Problem, Problem]]:
     """(updates so far, its surrogate, the same on an independent batch) of a training after `at` updates."""
-    with training(*words) as run:
+    with Training(*words) as run:
         for update in range(max(at) + 1):
             gathered = run.gather()
             if update in at:

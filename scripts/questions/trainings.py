@@ -5,30 +5,20 @@ those of `python -m rl_natgrad.train`, so any training here can be repeated ther
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import numpy as np
 
-from rl_natgrad.config import compose
-from rl_natgrad.training.iteration import NotFinite, Training
+from rl_natgrad import Training
+from rl_natgrad.training.iteration import NotFinite
 
 SEEDS = range(100, 110)  # nothing is ever chosen on these
-
-
-@contextmanager
-def training(*words: str) -> Iterator[Training]:
-    """A run that can be stepped, from the words of a command; it leaves nothing on disk."""
-    run = Training(compose.load(words))
-    try:
-        yield run
-    finally:
-        run.close()
 
 
 def updates(*words: str) -> Iterator[tuple[float | None, dict[str, float]]]:
     """(mean return of the episodes that ended in the batch, None where none did; the row that is logged), an update
     each. Ends early where `train` would fail, after ten updates in a row that were not finite."""
-    with training(*words) as run, suppress(NotFinite):
+    with Training(*words) as run, suppress(NotFinite):
         while run.step < run.cfg.total_steps:
             gathered = run.gather()
             returns = gathered.rollout.returns
