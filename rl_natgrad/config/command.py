@@ -4,6 +4,7 @@ Nothing is written before `parse` has returned: a refused command or sweep leave
 """
 
 import io
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from rl_natgrad.run.tags import metrics_text
 from rl_natgrad.version import __version__
 
 SHORT = {"-m": "--multirun", "-c": "--cfg", "-p": "--package", "-h": "--help"}
-FLAGS = (*SHORT.values(), "--version")
+FLAGS = (*SHORT.values(), "--config-dir", "--version")
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,10 @@ def parse_or_exit(argv: Sequence[str]) -> Request:
     if isinstance(asked, str):
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # δ on a terminal that has only ASCII
-        print(asked)
+        try:
+            print(asked, flush=True)
+        except BrokenPipeError:  # whoever reads has seen enough; nor should the interpreter's end complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(0)
     return asked
 
@@ -82,10 +86,12 @@ def parse(argv: Sequence[str]) -> Request | str:
 
     Raises: ConfigError with the one line to print.
     """
-    if {"-h", "--help"} & set(argv):
-        return metrics_text() if "metrics" in argv else help_text()
     if "--version" in argv:
         return f"rl_natgrad {__version__}"
+    own, argv = _config_dir(argv)
+    compose.use_config_dir(own)
+    if {"-h", "--help"} & set(argv):
+        return metrics_text() if "metrics" in argv else help_text()
     flags, words = _split(argv)
     if "--package" in flags and "--cfg" not in flags:
         raise ConfigError("-p goes with --cfg job; see --help")
@@ -105,6 +111,16 @@ def parse(argv: Sequence[str]) -> Request | str:
     if not isinstance(folder, str) or not folder:
         raise ConfigError(f"resume must be a run folder or null, got {show(folder)}")
     return Resume(folder, [line(override) for override in given.values()])
+
+
+def _config_dir(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The value of --config-dir, and the words without it."""
+    for n, word in enumerate(argv):
+        name, equals, value = word.partition("=")
+        if name == "--config-dir":
+            rest = argv[n + 1 :] if equals else argv[n + 2 :]
+            return value if equals else argv[n + 1] if argv[n + 1 :] else "", [*argv[:n], *rest]
+    return None, list(argv)
 
 
 def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:

@@ -6,6 +6,7 @@ nothing can be added, removed or instantiated, and each refusal can name its key
 
 import copy
 import functools
+import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from rl_natgrad.config.explain import belongs, explain, unknown
 from rl_natgrad.config.overrides import read
 from rl_natgrad.config.refusals import ConfigError, did_you_mean, listing, show
 from rl_natgrad.config.schema import DEPENDENT, MODELS, Config, Env
+
+OWN = "RL_NATGRAD_CONFIG_DIR"
+"""The environment variable that tells a sweep's jobs of one's own folder of files."""
 
 
 def load(overrides: Iterable[str]) -> Config:
@@ -73,11 +77,50 @@ def config_dir() -> Path:
     raise ConfigError(f"no train.yaml in {folders[0]} or {folders[1]}; the installation is incomplete")
 
 
+def use_config_dir(folder: str | None) -> None:
+    """Adds the files of a folder's env/, algo/, … to the shipped ones, here and in the processes of a sweep.
+
+    None: those of ./configs, where that has any and is no checkout's.
+    Raises: ConfigError where the folder has no such files.
+    """
+    found = Path(folder or "configs").resolve()
+    if folder is None and (OWN in os.environ or (found / "train.yaml").exists()):  # a sweep's job, or a checkout
+        return
+    groups = {group.name for group in config_dir().iterdir() if group.is_dir()}
+    has = {file.parent.name for file in found.glob("*/*.yaml")} & groups
+    if folder is not None and not has:
+        raise ConfigError(f"--config-dir takes a folder with files such as {sorted(groups)[0]}/mine.yaml, got "
+                          f"{show(folder)}; the groups are {listing(sorted(groups))}")
+    if has:
+        os.environ[OWN] = str(found)
+        for cached in (choices, _compose, _env_files):
+            cached.cache_clear()
+
+
+def folders() -> list[Path]:
+    """The shipped files' folder, and one's own."""
+    return [config_dir(), *([Path(os.environ[OWN])] if os.environ.get(OWN) else [])]
+
+
+def file(group: str, name: str) -> Path:
+    """The file of a choice, which `choices` names."""
+    return next(path for folder in folders() if (path := folder / group / f"{name}.yaml").is_file())
+
+
 @functools.cache
 def choices() -> dict[str, list[str]]:
-    """The files of each group, by name: {"algo": ["npg", "pg", …], …}."""
-    folders = sorted(folder for folder in config_dir().iterdir() if folder.is_dir())
-    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+    """The files of each group, by name: {"algo": ["npg", "pg", …], …}.
+
+    Raises: ConfigError where one's own file has the name of a shipped one.
+    """
+    found: dict[str, list[str]] = {}
+    for group in sorted(folder.name for folder in config_dir().iterdir() if folder.is_dir()):
+        files = [path for folder in folders() for path in sorted((folder / group).glob("*.yaml"))]
+        names = [path.stem for path in files]
+        if twice := [path for path in files if names.count(path.stem) > 1]:
+            raise ConfigError(f"{twice[-1]} has the name of a shipped file; call it something else")
+        found[group] = sorted(names)
+    return found
 
 
 def choice(group: str, value: Any) -> str:
@@ -97,10 +140,12 @@ def _compose(**files: str) -> dict[str, Any]:
         raise ConfigError(belongs(lacking[0], _compose(**always)))
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            tree = compose("train", [f"{group}={name}" for group, name in files.items()])
+            own = [f"hydra.searchpath=[file://{folder}]" for folder in folders()[1:]]
+            tree = compose("train", [*own, *(f"{group}={name}" for group, name in files.items())])
             return _fitting(OmegaConf.to_container(tree, resolve=True))  # type: ignore[arg-type]
     except (HydraException, OmegaConfBaseException) as e:
-        raise ConfigError(f"{config_dir()} does not compose: {e}") from None
+        where = " or ".join(map(str, folders()))
+        raise ConfigError(f"{where} does not compose: {' '.join(str(e).split())}") from None
 
 
 def _fitting(tree: dict[str, Any]) -> dict[str, Any]:
@@ -140,8 +185,7 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
 @functools.cache
 def _env_files() -> dict[str, str]:
     """The file of configs/env for each id that has one."""
-    folder = config_dir() / "env"
-    trees = {name: yaml.safe_load((folder / f"{name}.yaml").read_text()) for name in choices()["env"]}
+    trees = {name: yaml.safe_load(file("env", name).read_text()) for name in choices()["env"]}
     return {tree.get("env", tree).get("id"): name for name, tree in trees.items()}
 
 

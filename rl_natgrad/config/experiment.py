@@ -24,7 +24,7 @@ def unfold(words: list[str]) -> list[list[str]]:
 
 
 def _parts(name: str) -> list[dict[str, str]]:
-    file = compose.config_dir() / KEY / f"{name}.yaml"
+    file = compose.file(KEY, name)
     try:
         parts = list(yaml.load_all(file.read_text(), yaml.BaseLoader))  # numbers stay as they are written
     except yaml.YAMLError as error:

@@ -16,6 +16,7 @@ EXAMPLES = {
 OPTIONS = {
     "-m, --multirun": "a sweep: one job for each combination of a=1,2 or 'a=range(10)' or 'a=glob(*)'",
     "--cfg job": "print the composed configuration, all keys of it, and exit; -p env prints one part",
+    "--config-dir DIR": "one's own DIR/env/mine.yaml and so on, beside the shipped files; ./configs is found",
     "--version": "print the version and exit",
     "-h, --help": "print this and exit; --help metrics says what every logged number means, and which are healthy",
 }
@@ -30,7 +31,7 @@ def help_text() -> str:
     lines += [f"  {PROGRAM} {words}\n      {what}" for words, what in EXAMPLES.items()]
     for group, names in compose.choices().items():
         lines += ["", f"{group}=…" + (f" (default {default[group]})" if group in default else "")]
-        lines += [_entry(name, _title(folder / group / f"{name}.yaml"), 24) for name in names]
+        lines += [_entry(name, _title(compose.file(group, name)), 24) for name in names]
     for title, prefix, file in (("keys", "", "train"), ("keys of algo=trpo", "algo.", "algo/trpo")):
         lines += ["", title]
         lines += [_entry(f"{prefix}{key}", what, 32) for key, what in _commented(folder / f"{file}.yaml")]
