@@ -53,7 +53,7 @@ def test_commands_are_accepted(page):
     for line in re.findall(r"^(?: {4})?python -m rl_natgrad\.train (.*)$", text, re.MULTILINE):
         if "…" not in line:
             command.parse(shlex.split(line, comments=True))
-    for script in re.findall(r"python (scripts/\w+\.py)", text):
+    for script in re.findall(r"python (scripts/[\w/]+\.py)", text):
         assert (ROOT / script).is_file(), script
 
 
@@ -73,7 +73,9 @@ def test_indexes_name_every_page_and_script():
     assert {path.parent.name for path in (ROOT / "results").glob("*/README.md")} == set(
         re.findall(r"\]\(([\w-]+)/README\.md\)", index("results")))  # fmt: skip
     assert {path.name for path in (ROOT / "scripts").glob("*.py")} == set(
-        re.findall(r"^\| \[(\w+\.py)\]", index("scripts"), re.MULTILINE))  # fmt: skip
+        re.findall(r"^\| \[(\w+\.py)\]\((?!questions)", index("scripts"), re.MULTILINE))  # fmt: skip
+    assert {path.name for path in (ROOT / "scripts" / "questions").glob("*.py")} == set(
+        re.findall(r"\[(\w+\.py)\]\(questions", index("scripts")))  # fmt: skip
 
 
 def test_the_newest_version_of_the_changelog_is_the_packages():

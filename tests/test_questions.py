@@ -56,13 +56,16 @@ def test_the_index_is_the_pages(scripts):
     assert f"{index.BEGIN}{index.table()}{index.END}" in (ROOT / "results" / "README.md").read_text()
 
 
-def test_readmes_figures_are_the_indexs(scripts):
-    readme = (ROOT / "README.md").read_text().split("## Results")[1].split("## ")[0]
-    told = readme.split("<!-- claims -->")[1].split("<!-- /claims -->")[0]
-    assert 0 < len(told.strip().splitlines()) <= 12
-    pages = "".join(page.read_text() for page in (ROOT / "results").glob("*/README.md"))
-    for number in re.findall(r"[−\d][\d,.]*\d", told):
-        assert number in pages, f"README says {number}, which is on no page"
+@pytest.mark.parametrize("file, mark, most", [("README.md", "claims", 12), ("results/README.md", "guide", 40)])
+def test_figures_that_are_told_are_on_the_pages(file, mark, most):
+    told = (ROOT / file).read_text().split(f"<!-- {mark} -->")[1].split(f"<!-- /{mark} -->")[0]
+    assert 0 < len(told.strip().splitlines()) <= most
+    pages = {page.parent.name: page.read_text() for page in (ROOT / "results").glob("*/README.md")}
+    for part in re.split(r"\n- ", told):
+        names = re.findall(r"\]\((?:results/)?([\w-]+)/README\.md\)", part)
+        there = "".join(pages[name] for name in names or pages)
+        for number in re.findall(r"[−\d][\d,.e+]*\d", part):
+            assert number in there, f"{file} says {number}, which is not on {' or '.join(names) or 'any page'}"
 
 
 def doubling(job):
