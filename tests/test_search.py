@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -241,8 +242,16 @@ def test_a_wrong_launcher_is_refused(given, part):
     assert part in str(caught.value)
 
 
-def test_slurm_gets_the_keys_of_hydras_plugin(tmp_path):
+def test_slurm_without_srun_is_refused(monkeypatch):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ConfigError, match=r"needs Slurm's srun on the PATH; start it on a login node"):
+        Cluster.of(("hydra/launcher=submitit_slurm",))
+
+
+def test_slurm_gets_the_keys_of_hydras_plugin(tmp_path, monkeypatch):
     submitit = pytest.importorskip("submitit")
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     words = ("hydra/launcher=submitit_slurm", "hydra.launcher.partition=cpu", "hydra.launcher.cpus_per_task=2",
              "hydra.launcher.max_num_timeout=3", "hydra.launcher.array_parallelism=8")  # fmt: skip
     cluster = Cluster.of(words)

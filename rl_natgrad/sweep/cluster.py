@@ -4,6 +4,7 @@ Hydra's launcher would run its own job loop; submitit alone does all we need: a 
 process as a local one, with the same log and run folder, on a file system that both machines see.
 """
 
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -46,6 +47,9 @@ class Cluster:
             from omegaconf.errors import OmegaConfBaseException
         except ImportError as error:
             raise ConfigError(f"hydra/launcher={name} needs pip install 'rl-natgrad[slurm]' ({error})") from None
+        if CLUSTERS[name] == "slurm" and shutil.which("srun") is None:  # submitit says so once the sweep has begun
+            raise ConfigError(f"hydra/launcher={name} needs Slurm's srun on the PATH; start it on a login node "
+                              "or leave it out to use this machine")
         tree = OmegaConf.structured(SlurmQueueConf if name == "submitit_slurm" else LocalQueueConf)
         known = [key for key in tree if key not in FIXED]
         for key, value in given.items():
