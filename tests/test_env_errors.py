@@ -89,7 +89,8 @@ def test_an_error_in_a_worker_keeps_its_traceback(opened):
 
 
 C_HANG = """
-import ctypes, sys; sys.path[:0] = [{tests!r}]
+import ctypes, signal, sys; sys.path[:0] = [{tests!r}]
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever the tests were started with
 import environments, vector_envs
 environments.DEEDS["stubborn"] = {deed}
 e = vector_envs.make("environments:Misbehaving-v0", timeout=0.4, how="step stubborn")

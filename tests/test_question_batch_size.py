@@ -50,7 +50,7 @@ def test_sharpness_is_the_hessians_and_the_rise_does_not_depend_on_the_parameter
 
 
 def test_a_doubled_batch_has_the_same_direction_and_shuffled_advantages_none(question):
-    with question.training("algo=trpo", "env=CartPole", "num_envs=8", "horizon=64") as run:
+    with question.Training("algo=trpo", "env=CartPole", "num_envs=8", "horizon=64") as run:
         rollout = run.collector.collect(run.policy)
         found = question.halves(run, rollout, question.problem(run, run.batch(rollout)))
         assert [row["n"] for row in found] == [8, 32, 64, 256]
@@ -68,7 +68,7 @@ def test_a_doubled_batch_has_the_same_direction_and_shuffled_advantages_none(que
 
 
 def test_the_parts_of_a_rollout_are_its_samples(question):
-    with question.training("algo=trpo", "env=CartPole", "num_envs=4", "horizon=60") as run:
+    with question.Training("algo=trpo", "env=CartPole", "num_envs=4", "horizon=60") as run:
         rollout = run.collector.collect(run.policy)
         parts = [question.part(rollout, t, 20, slice(e, e + 2)) for t in (0, 20, 40) for e in (0, 2)]
         assert sum(part.steps for part in parts) == rollout.steps

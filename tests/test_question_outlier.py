@@ -15,7 +15,7 @@ def question(monkeypatch):
 
 def test_a_factor_of_one_changes_no_bit_and_another_one_does(question):
     words = ["algo=trpo", "env=CartPole", "num_envs=2", "horizon=32", "total_steps=10_000", "seed=3"]
-    with question.training(*words) as run:
+    with question.Training(*words) as run:
         for _ in range(2):
             question.update(run)
         begun = question.state.of(run)

@@ -245,7 +245,7 @@ def sentence(cells: Sequence[Row], harmed: Sequence[Row]) -> str:
         for kind, learners in (("SGD", ("SGD",)), ("Adam", ("Adam",)), ("NPG with a fixed rate", ("NPG, rate",)),
                                ("NPG and TRPO", RADIUS)):  # fmt: skip
             found = [c["ratio"] for c in cells if c["normalized"] == normalized and c["learner"] in learners]
-            said.append(f"{kind} {min(found):.2g}–{max(found):.2g}")
+            said.append(f"{kind} {short(min(found))}–{short(max(found))}")
     half = len(said) // 2
     return (
         "KL of the bad update over its twin's, lowest to highest cell, with normalised advantages: "
@@ -266,6 +266,11 @@ def way(cell: Row) -> str:
 def line(cell: Row) -> list[str]:
     return [cell["learner"], f"{cell['usual']:.2g}", iqm(cell["ratios"], ".3g"), iqm(cell["cosine"], ".2f"),
             iqm(cell["gained"]), iqm(cell["first"], "+,.0f"), iqm(cell["second"], "+,.0f")]  # fmt: skip
+
+
+def short(ratio: float) -> str:
+    """0.048, 8.4, 170."""
+    return f"{ratio:.0f}" if ratio >= 99.5 else f"{ratio:.2g}"
 
 
 def draw(cells: Sequence[Row], envs: Sequence[str], figure) -> None:

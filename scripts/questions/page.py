@@ -138,8 +138,11 @@ def iqm(values: ArrayLike, show: str = ",.0f") -> str:
 
 
 def number(value: float, show: str = ",.0f") -> str:
-    """The number with a real minus sign."""
-    return format(value, show).replace("-", "−") if "e" not in show else format(value, show)
+    """The number with a real minus sign, and below a million without an exponent: 3,740 for 3.74e+03."""
+    text = format(value, show)
+    if "e+" in text and "e" not in show and abs(value) < 1e6:
+        text = f"{float(text):,.0f}"
+    return text if "e" in text else text.replace("-", "−")
 
 
 def listed(words: Sequence[str]) -> str:
