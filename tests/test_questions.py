@@ -109,3 +109,9 @@ def test_a_wrong_word_is_one_line(scripts, capsys, words):
     runner = scripts("runner")
     assert runner.main(scripts("collapse"), words) == 2
     assert re.fullmatch(r"error: expected \[render\].*\n", capsys.readouterr().err)
+
+
+def test_a_mean_of_three_batches_has_three(scripts):
+    smooth = scripts("trainings").smooth
+    assert list(smooth([3.0, None, 6.0])) == []
+    assert list(smooth([3.0, None, 6.0, 9.0, 0.0])) == pytest.approx([6.0, 5.0])

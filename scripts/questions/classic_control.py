@@ -215,6 +215,8 @@ def interval(group: Group) -> str:
 
 def draw(by_axis: dict[str, list[Comparison]], figure) -> None:
     """One row of panels per environment, one column per axis."""
+    from matplotlib.ticker import EngFormatter
+
     comparisons = by_axis["steps"]
     panels = figure.subplots(len(comparisons), len(AXES), squeeze=False, sharey="row")
     for row, comparison in zip(panels, comparisons, strict=True):
@@ -227,6 +229,8 @@ def draw(by_axis: dict[str, list[Comparison]], figure) -> None:
             if comparison.threshold is not None:
                 panel.axhline(comparison.threshold, color="0.6", linewidth=0.8, linestyle=":")
             panel.set_xlabel(AXES[axis])
+            if axis == "steps":
+                panel.xaxis.set_major_formatter(EngFormatter(sep=""))  # 100k
             panel.set_title(comparison.env, fontsize="medium")
         row[0].set_ylabel("return")
         row[0].legend(frameon=False, fontsize="small")

@@ -27,6 +27,6 @@ def updates(*words: str) -> Iterator[tuple[float | None, dict[str, float]]]:
 
 
 def smooth(returns: Sequence[float | None], window: int = 3) -> np.ndarray:
-    """Means of so many batches in a row, of those in which episodes ended."""
+    """Means of so many batches in a row, of those in which episodes ended; none where these are fewer."""
     found = np.array([r for r in returns if r is not None])
-    return np.convolve(found, np.full(window, 1 / window), "valid")
+    return np.convolve(found, np.full(window, 1 / window), "valid") if len(found) >= window else found[:0]
