@@ -74,8 +74,6 @@ def answer(rows: Sequence[Row]) -> Answer:
     rows = [row | {"fall": fall(row, *learned[row["env"]])} for row in rows]
     rows = [row | {"collapsed": row["fall"] is not None and row["fall"] > HALF} for row in rows]
     cells = [group(rows, env, rule, size) for env in envs for rule in RULES for size in sizes(rows, env, rule)]
-    natural = [c for c in cells if c["rule"].startswith("F") and c["rule"] != "F⁻¹g, rate"]
-    plain = [c for c in cells if c["rule"].startswith("g")]
     trpo = [r for r in rows if "TRPO" in r["rule"]]
     over = [r for r in trpo if r["kl_max"] is not None and r["kl_max"] > float(r["size"]) * (1 + 1e-9)]
     small = [c for c in cells if c["kl"] is not None and c["kl"] <= SMALL]
@@ -92,7 +90,7 @@ def answer(rows: Sequence[Row]) -> Answer:
                   "distributions", *control(best, envs)),
             Claim("TRPO avoids catastrophic collapse", *avoids(cells, envs)),
         ],
-        sentence=sentence(best, npg, trpo_first, envs, natural, plain),
+        sentence=sentence(cells, npg, trpo_first, envs),
         run=f"{len(rows)} trainings: {listed([f'{env} for {steps(rows, env):,} steps' for env in envs])}, seeds "
         f"{seeds(rows)}, the defaults but for the rule and its size. A return is the mean of a batch's own episodes; a "
         "training's curve is its means over three batches. Its gain is from a random policy's return to its own best; "
@@ -209,18 +207,23 @@ def avoids(cells: Sequence[Row], envs: Sequence[str]) -> tuple[str, str]:
     )
 
 
-def sentence(best, npg, trpo, envs, natural, plain) -> str:
-    """What decides what."""
+def sentence(cells: Sequence[Row], npg: dict[str, str], trpo: dict[str, str], envs: Sequence[str]) -> str:
+    """Where trainings end highest, from which δ on they collapse, and how often."""
     where = lambda found: listed([f"{env} {found[env]}" for env in envs])  # noqa: E731
-    first = listed([
-        f"{env} {number(best[env]['F']['end'])} with “{best[env]['F']['rule']}” at {best[env]['F']['size']:g}"
-        for env in envs
-    ])  # fmt: skip
-    rate = lambda cells: sum(c["collapsed"] for c in cells) / max(1, sum(c["n"] for c in cells))  # noqa: E731
+    highest = []
+    for env in envs:
+        inside = [c for c in cells if c["env"] == env]
+        best = max(inside, key=lambda c: c["end"])
+        alike = sum(round(c["end"]) == round(best["end"]) for c in inside) - 1
+        others = f", as do {alike} other cells" if alike > 1 else ", as does one other cell" if alike else ""
+        highest.append(f"{env} at {number(best['end'])} with “{best['rule']}” and {best['size']:g}{others}")
+    rate = lambda kind: sum(c["collapsed"] for c in kind) / max(1, sum(c["n"] for c in kind))  # noqa: E731
+    natural = [c for c in cells if c["rule"].startswith("F⁻¹g, KL")]
+    plain = [c for c in cells if c["rule"].startswith("g, KL")]
     return (
-        f"Highest ends: {first}. The smallest δ at which more than one training in ten collapses is, without a search, "
-        f"{where(npg)}; with it, {where(trpo)}. Over all sizes {rate(natural):.0%} of the natural steps of a KL radius "
-        f"collapsed, and {rate(plain):.0%} of the plain ones."
+        f"Highest ends {'; '.join(highest)}. The smallest δ at which more than one training in ten collapses is, without a "
+        f"search, {where(npg)}; with it, {where(trpo)}. Over all δ {rate(natural):.0%} of the trainings with a natural step "
+        f"collapsed, and {rate(plain):.0%} of those with a plain one of the same KL."
     )
 
 
