@@ -92,5 +92,5 @@ def test_other_data_gives_another_verdict(question):
     answer = question.answer(invented(question, 0.1, 1.0, {"radam": 0.8, "adamp": 0.8}))
     assert [claim.verdict for claim in answer.claims][:3] == ["false", "false", "true"]
     assert answer.claims[4].verdict == "false" and "worse in 2" in answer.claims[4].number
-    (decades,) = re.findall(r"CartPole (\d\.\d\d) decades", answer.claims[0].number)
+    (decades,) = re.findall(r"(\d\.\d\d) decades of its rate on CartPole", answer.claims[0].number)
     assert float(decades) == pytest.approx(2, abs=0.05)

@@ -223,10 +223,11 @@ def hard(lines: dict, envs: Sequence[str], plain: Sequence[str]) -> tuple[str, s
     wide = {key: np.inf if line["ends"] else line["width"] for key, line in lines.items()}
     most = [float(np.median([wide[env, m] for m in plain])) for env in envs]
     verdict = "true" if max(most) < 0.5 else "false" if min(middle.values()) >= 1 else "half true"
-    said = [f"{env} {value:.2f} decades (TRPO's δ: {shown(lines[env, 'trpo'])})" for env, value in middle.items()]
+    said = [f"{value:.2f} decades of its rate on {env} (TRPO's δ: {shown(lines[env, 'trpo'])})"
+            for env, value in middle.items()]
     each = [f"{env}: {listed([f'{NAMES[m]} {shown(lines[env, m])}' for m in plain])}" for env in envs]
     return verdict, (
-        f"The median optimizer keeps {KEPT:.0%} of its best over {listed(said)} of its rate. {'; '.join(each)}. "
+        f"The median optimizer keeps {KEPT:.0%} of its best over {listed(said)}. {'; '.join(each)}. "
         "Called very hard below half a decade (a factor of 3), where no ≥ could change that, not hard from a "
         "whole one."
     )
