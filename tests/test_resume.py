@@ -19,7 +19,8 @@ RECIPES = {
     "reinforce": ["algo=reinforce"],
     **{f"pg-{name}": ["algo=pg", f"optimizer={name}"] for name in compose.choices()["optimizer"]},
     **{f"npg-{name}": ["algo=npg", f"solver={name}"] for name in compose.choices()["solver"]},
-    **{f"trpo-{name}": ["algo=trpo", f"fisher={name}"] for name in compose.choices()["fisher"]},
+    **{f"trpo-{name}": ["algo=trpo", f"fisher={name}", *(["solver=steihaug"] if name == "hessian" else [])]
+       for name in compose.choices()["fisher"]},
     **{f"critic-{name}": ["algo=trpo", f"critic={name}"] for name in compose.choices()["critic"]},
     "warm-up": ["algo=pg", "optimizer=sgd", "optimizer.warmup=6"],
     "sampled-fisher": ["algo=trpo", "fisher.fraction=0.3"],

@@ -14,6 +14,7 @@ from rl_natgrad.run.folder import RunRecord
 from rl_natgrad.run.records import METRICS, read_record
 
 Outcome = Literal["finished", "failed", "stopped", "running", "waiting"]
+LAST_ROWS = 20  # among which a tag's newest value is looked for
 PART = 1 << 16  # bytes of a log or of metrics.jsonl that are read, from its start or its end
 
 
@@ -103,12 +104,16 @@ def announced(log: Path) -> Path | None:
 
 
 def newest_row(run: Path) -> dict[str, Any]:
-    """The last whole row of metrics.jsonl; {} before the first."""
-    try:
-        whole = _end_of(run / METRICS).rpartition(b"\n")[0]
-        return json.loads(whole.rpartition(b"\n")[2] or b"{}")
-    except (OSError, ValueError):
-        return {}
+    """The newest value of each tag in the last whole rows of metrics.jsonl; {} before the first.
+
+    Of several rows, as the last is the final evaluation's, and not in every update does an episode end.
+    """
+    row: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        for line in _end_of(run / METRICS).split(b"\n")[:-1][-LAST_ROWS:]:
+            with contextlib.suppress(ValueError):  # cut off where reading began
+                row |= json.loads(line)
+    return row
 
 
 def _last_words(code: int, log: Path) -> str:
