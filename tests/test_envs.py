@@ -149,10 +149,11 @@ IDS = [
 
 @pytest.mark.parametrize("id", IDS)
 @pytest.mark.parametrize("backend", ["async", "split"])
-def test_workers_give_the_transitions_of_sync(opened, id, backend):
-    a, b = (opened(id, backend, num_envs=5, seed=3) for backend in ("sync", backend))
+@pytest.mark.parametrize("num_envs", [5, 1])
+def test_workers_give_the_transitions_of_sync(opened, id, backend, num_envs):
+    a, b = (opened(id, backend, num_envs=num_envs, seed=3) for backend in ("sync", backend))
     assert same([(a.reset(),)], [(b.reset(),)])
-    sent = actions(a, 200)  # × 5 environments
+    sent = actions(a, 200)  # × num_envs environments
     assert same(play(a, sent), play(b, sent))
 
 

@@ -82,7 +82,10 @@ class AsyncEnvs(WithSpaces):
         if self.watchdog:  # only now: a constructor that ends its process ended a worker's
             with self.watchdog:
                 self.own.build()
-        super().__init__(*(to_space(plain) for plain in json.loads(told[0])))
+            env = self.own.all[0].env  # of one environment, or on one core, there is no worker to ask
+            super().__init__(env.observation_space, env.action_space)
+        else:
+            super().__init__(*(to_space(plain) for plain in json.loads(told[0])))
         self._share()
         self._wait("did not start", patience)
 
