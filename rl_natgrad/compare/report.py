@@ -49,9 +49,9 @@ def write(
     write_atomically(out / "summary.csv", to_csv(comparisons).encode())
     text = [f"# {metric}", "", f"    {command}", ""]
     for comparison in comparisons:
-        text += [f"## {title(comparison)}", "", *_markdown(*table(comparison)), ""]
+        text += [f"## {title(comparison)}", "", markdown_table(*table(comparison)), ""]
         if comparison.pairs:
-            text += [*_markdown(*pair_table(comparison)), ""]
+            text += [markdown_table(*pair_table(comparison)), ""]
         if caution := few(comparison):
             text += [f"**{caution[0].upper()}{caution[1:]}.**", ""]
     text += [f"![{Path(figure).stem}]({figure})" for figure in figures] + ["", NOTES]
@@ -59,6 +59,7 @@ def write(
     write_atomically(out / "summary.md", ("\n".join(text).rstrip() + "\n").encode())
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [header, [":--", *["--:"] * (len(header) - 1)], *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: bool = True) -> str:
+    """A Markdown table; all columns but the first are numbers, to the right, unless said otherwise."""
+    lines = [header, [":--", *["--:" if right else ":--"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -13,7 +13,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, OrderEnforcing, TimeLimit
 from numpy.typing import NDArray
 
-from rl_natgrad.envs.errors import EnvError, note, one_line, theirs
+from rl_natgrad.envs.errors import EnvError, EnvRaised, note, one_line, theirs
 from rl_natgrad.envs.positions import Positions
 from rl_natgrad.envs.spaces import ObservationMap, brief
 
@@ -106,7 +106,7 @@ class Episode:
         except BaseException as error:
             if not theirs(error):
                 raise
-            raise self.error(f"reset raised {one_line(error)}") from error
+            raise self.raised("reset", error) from error
         if type(result) is not tuple or len(result) != 2 or not isinstance(result[1], dict):
             raise self.error(f"reset returned {_arity(result)}, expected (observation, info)")
         try:
@@ -123,7 +123,7 @@ class Episode:
         except BaseException as error:
             if not theirs(error):
                 raise
-            raise self.error(f"step raised {one_line(error)}") from error
+            raise self.raised("step", error) from error
         if type(result) is not tuple or len(result) != 5:
             raise self.error(
                 f"step returned {_arity(result)}, expected (observation, reward, terminated, truncated, info)"
@@ -163,8 +163,14 @@ class Episode:
 
     def error(self, message: str) -> EnvError:
         """An error that says where: environment, episode, step."""
-        where = f"{self.recipe.id}, environment {self.index}, episode {self.number}, step {len(self.actions)}"
-        return EnvError(f"{where}: {message}")
+        return EnvError(f"{self._where()}: {message}")
+
+    def raised(self, method: str, error: BaseException) -> EnvRaised:
+        """The same of what one of the environment's methods raised."""
+        return EnvRaised(f"{self._where()}: {method} raised {one_line(error)}")
+
+    def _where(self) -> str:
+        return f"{self.recipe.id}, environment {self.index}, episode {self.number}, step {len(self.actions)}"
 
     def close(self) -> None:
         """Ends the environment, or says why it did not end well, which is no reason for a run to fail."""

@@ -11,6 +11,10 @@ class EnvError(RuntimeError):
     """An environment misbehaved: the line names it, its index, its step and the field."""
 
 
+class EnvRaised(EnvError):
+    """Its own code raised: the traceback says where."""
+
+
 class EnvSetupError(EnvError):
     """An environment cannot be used at all: unknown, missing extra, unsupported space. Nothing ran yet."""
 

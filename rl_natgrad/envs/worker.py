@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rl_natgrad.envs import errors
 from rl_natgrad.envs.episode import Episodes, Recipe
-from rl_natgrad.envs.errors import EnvError, unmade
+from rl_natgrad.envs.errors import EnvError, EnvRaised, unmade
 from rl_natgrad.envs.leftovers import tidy
 from rl_natgrad.envs.positions import Positions
 from rl_natgrad.envs.spaces import WithSpaces, to_plain
@@ -38,7 +38,7 @@ def _work(sock: socket.socket, job: dict[str, Any]) -> int:
     try:
         episodes, actions = _build(sock, job)
     except EnvError as error:
-        _report(sock, str(error))
+        _report(sock, str(error), isinstance(error, EnvRaised))
         return 1
     except BaseException as error:
         _report(sock, unmade(job["recipe"]["id"], error))
@@ -53,7 +53,7 @@ def _work(sock: socket.socket, job: dict[str, Any]) -> int:
             try:
                 reply = _serve(episodes, actions, kind, payload)
             except EnvError as error:
-                _report(sock, str(error))
+                _report(sock, str(error), isinstance(error, EnvRaised))
             else:
                 send(sock, b".", reply)
     episodes.close()
@@ -96,7 +96,8 @@ def _serve(episodes: Episodes, actions: NDArray, kind: bytes, payload: bytes) ->
     return b""
 
 
-def _report(sock: socket.socket, line: str) -> None:
-    """The error being handled, as one line and its traceback."""
+def _report(sock: socket.socket, line: str, raised: bool = False) -> None:
+    """The error being handled, as one line and its traceback. Args: raised: by the environment's own code."""
+    told = {"line": line, "raised": raised, "traceback": traceback.format_exc()}
     with contextlib.suppress(OSError):
-        send(sock, b"!", json.dumps({"line": line, "traceback": traceback.format_exc()}).encode())
+        send(sock, b"!", json.dumps(told).encode())

@@ -21,7 +21,7 @@ from rl_natgrad.envs.backstop import stopped
 from rl_natgrad.envs.contract import Rows
 from rl_natgrad.envs.cores import cores
 from rl_natgrad.envs.episode import CONSTRUCTOR, Episodes, Recipe
-from rl_natgrad.envs.errors import EnvError, note
+from rl_natgrad.envs.errors import EnvError, EnvRaised, note
 from rl_natgrad.envs.positions import Positions, differing
 from rl_natgrad.envs.spaces import WithSpaces, to_space
 from rl_natgrad.envs.watchdog import START, Watchdog
@@ -261,7 +261,8 @@ class AsyncEnvs(WithSpaces):
         if kind == b"!":
             told = json.loads(payload)
             self._kill()
-            raise EnvError(told["line"]) from WorkerTraceback("\n" + told["traceback"])
+            kind_of = EnvRaised if told["raised"] else EnvError
+            raise kind_of(told["line"]) from WorkerTraceback("\n" + told["traceback"])
         return kind, payload
 
     def _dead(self, worker: int, doing: str) -> EnvError:

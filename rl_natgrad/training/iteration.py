@@ -78,7 +78,7 @@ class Training:
         """One update from one rollout. Returns what there is to log of it."""
         return self.learn_from(self.gather())
 
-    @np.errstate(over="ignore", invalid="ignore")
+    @np.errstate(over="ignore", invalid="ignore")  # `learn` and the checks tell what is not finite
     def gather(self) -> Gathered:
         """The first half of an update: a rollout, with which the environments have moved on."""
         clock = _Clock()

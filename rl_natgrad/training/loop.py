@@ -12,7 +12,7 @@ import numpy as np
 from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.config.schema import Config
 from rl_natgrad.envs import watchdog
-from rl_natgrad.envs.errors import EnvError, EnvSetupError, note
+from rl_natgrad.envs.errors import EnvError, EnvRaised, EnvSetupError, note
 from rl_natgrad.run import folder, lock
 from rl_natgrad.run.checkpoint import Checkpoints, State
 from rl_natgrad.run.errors import say
@@ -89,8 +89,7 @@ class Loop:
                 self.code = self._to_the_end()
         except (EnvError, NotFinite, OSError) as error:
             self._failed(error)
-            own = isinstance(error, EnvError) and " raised " in str(error)  # in the environment's code
-            self.code = say(f"{error} (see {self.path / TRACEBACK})" if own else error, 1)
+            self.code = say(f"{error} (see {self.path / TRACEBACK})" if isinstance(error, EnvRaised) else error, 1)
         except BaseException as error:
             self._failed(error)
             raise

@@ -12,7 +12,8 @@ from functools import partial
 
 import numpy as np
 import torch
-from page import COLOURS, Answer, Claim, Table, iqm, listed, number
+from page import Answer, Claim, Table, iqm, number
+from problems import cosine
 from runner import Row, main
 from torch import Tensor
 from trainings import SEEDS, updates
@@ -20,6 +21,8 @@ from trainings import SEEDS, updates
 from rl_natgrad import Training
 from rl_natgrad.algos.problem import Batch, Problem
 from rl_natgrad.compare import stats
+from rl_natgrad.compare.plot import COLOURS
+from rl_natgrad.config.refusals import listing
 from rl_natgrad.optim.solvers import cg
 from rl_natgrad.rollout.collector import Rollout
 
@@ -145,15 +148,15 @@ def halves(run, long: Rollout, judge: Problem) -> list[Row]:
             batches = [run.batch(part(long, start, steps, envs)) for envs in (slice(B // 2), slice(B // 2, B))]
             a, b = (problem(run, batch) for batch in batches)
             da, db = go(a), go(b)
-            cosines.append(cosine(da, db, F.mv(db), F.mv(da)))
-            plain.append(cosine(a.grad(), b.grad(), b.grad(), a.grad()))
+            cosines.append(cosine(da, db, F.mv))
+            plain.append(cosine(a.grad(), b.grad()))
             order = torch.from_numpy(rng.permutation(len(batches[1].adv)))
             mixed = go(problem(run, replace(batches[1], adv=batches[1].adv[order])))
-            shuffled.append(cosine(da, mixed, F.mv(mixed), F.mv(da)))
+            shuffled.append(cosine(da, mixed, F.mv))
         twice = go(problem(run, Batch(*(torch.cat([t, t]) for t in vars(batches[0]).values()))))
         found.append({
             "n": steps * B // 2, "cosine": float(np.mean(cosines)), "plain": float(np.mean(plain)),
-            "same": cosine(da, twice, F.mv(twice), F.mv(da)), "shuffled": float(np.mean(shuffled)),
+            "same": cosine(da, twice, F.mv), "shuffled": float(np.mean(shuffled)),
         })  # fmt: skip
     return found
 
@@ -164,11 +167,6 @@ def part(rollout: Rollout, start: int, steps: int, envs: slice) -> Rollout:
     r, obs = rollout, rollout.obs[start : start + steps + 1, envs]
     cut = (array[rows, envs] for array in (r.action, r.reward, r.terminated, r.done, r.valid))
     return Rollout(obs, *cut, returns=[], lengths=[])
-
-
-def cosine(a: Tensor, b: Tensor, Fb: Tensor, Fa: Tensor) -> float:
-    """aᵀFb / √(aᵀFa · bᵀFb)."""
-    return float(a.double() @ Fb.double() / (a.double() @ Fa.double() * (b.double() @ Fb.double())).sqrt())
 
 
 # Digits
@@ -318,12 +316,12 @@ def answer(rows: Sequence[Row]) -> Answer:
         claims=[Claim("A batch of 64–128 is good", *compared), Claim("Large batches reach sharp "
                                                                      "minimizers", *sharp(fits))],
         sentence=sentence(cells, looked, envs),
-        run=f"**Training**: {listed(envs)}, {steps(parts['train']):,} steps, eight environments, batches of "
-        f"{listed([f'{b:,}' for b in sorted({c['batch'] for c in cells})])} steps. For each, δ of TRPO and the "
+        run=f"**Training**: {listing(envs)}, {steps(parts['train']):,} steps, eight environments, batches of "
+        f"{listing([f'{b:,}' for b in sorted({c['batch'] for c in cells})])} steps. For each, δ of TRPO and the "
         f"rate of Adam come from a grid of {len(GRIDS['pg'][1])} (half a decade apart, continued where the best "
         f"is at its end), by the mean return of {len(TUNING)} trainings on seeds from {TUNING[0]}; then {seeds} "
-        f"trainings on seeds from {SEEDS[0]}. **Directions**: {listed(envs)}, TRPO's default training with 16 "
-        f"environments, before updates {listed([str(p) for p in points])}: one policy steps them 1,024 times, and "
+        f"trainings on seeds from {SEEDS[0]}. **Directions**: {listing(envs)}, TRPO's default training with 16 "
+        f"environments, before updates {listing([str(p) for p in points])}: one policy steps them 1,024 times, and "
         "environments 1–8 and 9–16 are the two halves; the cosine of their CG directions is in the Fisher of a "
         f"third batch. **Digits**: 64-16-10 ReLU, {splits} splits of 60 % training, 20 % validation, 20 % test; "
         f"minibatches until the training NLL is {TARGET} or {MOST:,} updates, at the rate whose fit validates "
@@ -452,7 +450,7 @@ def good(cells: Sequence[Row], fits: Sequence[Row], envs: Sequence[str]) -> tupl
     verdict = "true" if not worse else "false" if len(worse) > len(said) / 2 else "half true"
     return verdict, (
         f"It is worse than the best other size, chosen on other seeds or by validation, in {len(worse)} of "
-        f"{len(said)} cases ({listed(worse)}), and better in {len(better)} ({listed(better)}). Return over "
+        f"{len(said)} cases ({listing(worse)}), and better in {len(better)} ({listing(better)}). Return over "
         f"training: {'; '.join(said)}."
     )
 
@@ -507,10 +505,10 @@ def sentence(cells: Sequence[Row], looked: Sequence[Row], envs: Sequence[str]) -
         batches = [f"{NAMES[c['algo']]} returns most over training with a batch of {c['batch']:,}" for c in best]
         inside = [c for c in looked if c["env"] == env]
         cosines = [f"{number(float(stats.iqm(c['cosine'])), '.2f')} with {c['n']:,}" for c in inside]
-        said.append(f"On {env} {listed(batches)}; the cosine between the natural gradients of two halves is "
-                    f"{listed(cosines)} samples each")  # fmt: skip
+        said.append(f"On {env} {listing(batches)}; the cosine between the natural gradients of two halves is "
+                    f"{listing(cosines)} samples each")  # fmt: skip
     edges = [f"{NAMES[c['algo']]} on {c['env']} with {c['batch']:,}" for c in cells if c["edge"]]
-    close = f" The best radius or rate is at the end of what was tried for {listed(edges)}." if edges else ""
+    close = f" The best radius or rate is at the end of what was tried for {listing(edges)}." if edges else ""
     return ". ".join(said) + "." + close
 
 

@@ -14,11 +14,13 @@ from functools import cached_property, partial
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from page import COLOURS, Answer, Claim, Table, listed, number
+from page import Answer, Claim, Table, number
 from runner import Row, main
 from torch import Tensor
 
+from rl_natgrad.compare.plot import COLOURS
 from rl_natgrad.compare.stats import corrected_interval
+from rl_natgrad.config.refusals import listing
 from rl_natgrad.policy.heads import Categorical, DiagGaussian, Head
 
 DATA = {  # its name: scores; raw: in the units that it comes in
@@ -300,7 +302,7 @@ def answer(rows: Sequence[Row]) -> Answer:
         "for each repeat; *cancer* has two classes, *digits* are 3, 8 and 9. Scores: NLL and CRPS of N(μ, σ²) "
         "with parameters μ and log σ, each with its own metric; NLL of the softmax with the last logit at 0. "
         "Trees of depth 3, one for each parameter and stage; a stage's length by doubling and halving on the "
-        f"training set, times a rate of {listed([f'{r:g}' for r in RATES])}; up to {STAGES} stages, or {PATIENCE} "
+        f"training set, times a rate of {listing([f'{r:g}' for r in RATES])}; up to {STAGES} stages, or {PATIENCE} "
         "without a better validation. Rate and stage are those with the best validation score on a fifth of the "
         "training folds, which no tree sees; both methods have the same trials. Targets are standardised over the "
         "training set, but those in raw units; all scores are given for standardised targets.",
@@ -362,13 +364,13 @@ def sentence(plain: Sequence[Row], raw: Sequence[Row], better: Sequence[Row], wo
     """Which of them, and by how much."""
     middle = [c for c in plain if c not in better and c not in worse]
     said = [
-        f"{who}: {listed([f'{name(c)} ({difference(c)})' for c in cells])}."
+        f"{who}: {listing([f'{name(c)} ({difference(c)})' for c in cells])}."
         for who, cells in (("The natural gradient scores better on", better),
                            ("The ordinary one scores better on", worse),
                            ("They cannot be told apart on", middle)) if cells
     ]  # fmt: skip
     units = [c for c in raw if c["low"] > 0]
-    apart = listed([f"{c['score']} {difference(c)}" for c in raw])
+    apart = listing([f"{c['score']} {difference(c)}" for c in raw])
     if raw:
         said.append(
             f"In raw units the natural gradient is clearly better by {len(units)} of {len(raw)} scores: "
@@ -386,7 +388,7 @@ def kept(plain: Sequence[Row], raw: Sequence[Row]) -> str:
         low, high = number(min(share), ".0%"), number(max(share), ".0%")
         said.append(f"of the natural one's gain over that constant it has {low} to {high}")
     if units:
-        said.append(f"in raw units {listed(units)}")
+        said.append(f"in raw units {listing(units)}")
     return ", ".join(said) + "."
 
 
@@ -429,7 +431,7 @@ def name(c: Row) -> str:
 
 
 def names(cells: Sequence[Row]) -> str:
-    return listed([name(c) for c in cells])
+    return listing([name(c) for c in cells])
 
 
 def difference(c: Row) -> str:

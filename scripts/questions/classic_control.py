@@ -7,15 +7,17 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from page import COLOURS, Answer, Claim, Table, listed
+from page import Answer, Claim, Table
 from runner import Row, main
 from trainings import SEEDS, smooth, updates
 
 from rl_natgrad import Training
 from rl_natgrad.compare import summary
 from rl_natgrad.compare.options import AXES, Options
+from rl_natgrad.compare.plot import COLOURS
 from rl_natgrad.compare.runs import Run
 from rl_natgrad.compare.summary import LAST, Comparison, Group, duration, number, with_interval
+from rl_natgrad.config.refusals import listing
 
 ALGOS = {"pg": "PG", "npg": "NPG", "trpo": "TRPO"}
 STEPS = {"CartPole-v1": 100_000, "Acrobot-v1": 100_000, "Pendulum-v1": 200_000, "LunarLander-v3": 300_000}
@@ -73,7 +75,7 @@ def answer(rows: Sequence[Row]) -> Answer:
         "algorithms are told apart where the 95 % interval of the probability that a run of one ends above a run of "
         "the other leaves out one half.",
         run=f"{len(settings)} trainings with seeds {min(r['seed'] for r in rows)} to {max(r['seed'] for r in rows)}: "
-        f"{listed([f'{env} for {steps_of(rows, env):,} steps' for env in envs])}, with the settings that come with "
+        f"{listing([f'{env} for {steps_of(rows, env):,} steps' for env in envs])}, with the settings that come with "
         f"each environment: {said(settings)}. A curve is the mean return of a batch's own episodes over three "
         "batches; a run's score is its mean over the last tenth of the range that every run covers.",
         tables=[
@@ -90,7 +92,7 @@ def answer(rows: Sequence[Row]) -> Answer:
         "(the step against dense matrices in float64, episode ends and advantages by hand), and against two other "
         "libraries ([speed](../speed/README.md#learning-beside-other-libraries)).",
         cannot=[
-            f"{listed(sorted(map(str, n)))} seeds per algorithm and environment. {compared} pairs are compared on each "
+            f"{listing(sorted(map(str, n)))} seeds per algorithm and environment. {compared} pairs are compared on each "
             f"axis; were there no difference in any, about {compared / 20:.1g} of them would still look different.",
             "PG takes one Adam step per batch, with a rate that was chosen on CartPole; LunarLander's horizon, γ and δ "
             "were chosen with TRPO. Another rate or δ may give another order.",
@@ -141,13 +143,13 @@ def verdict(axis: str, comparisons: Sequence[Comparison]) -> tuple[str, str]:
     parts = []
     for names, places in by_leaders.items():
         if len(names) == 1:
-            parts.append(f"{names[0]} ends highest on {listed(places)}")
+            parts.append(f"{names[0]} ends highest on {listing(places)}")
         elif len(names) == len(ALGOS):
-            parts.append(f"{listed(names)} cannot be told apart on {listed(places)}")
+            parts.append(f"{listing(names)} cannot be told apart on {listing(places)}")
         else:
-            parts.append(f"{listed(names)} end highest on {listed(places)}, where they cannot be told apart")
+            parts.append(f"{listing(names)} end highest on {listing(places)}, where they cannot be told apart")
     ahead = {names for names in by_leaders}
-    word = listed(next(iter(ahead))) if len(ahead) == 1 else "it depends on the task"
+    word = listing(next(iter(ahead))) if len(ahead) == 1 else "it depends on the task"
     text = "; ".join(parts)
     return word, text[0].upper() + text[1:] + "."
 

@@ -14,7 +14,7 @@ from functools import cache, partial
 import numpy as np
 import torch
 from clock_models import FULL, LONG, METHODS, SHARES, TASKS, Race, between, lbfgs, race, targets, task
-from page import COLOURS, Answer, Claim, Table, iqm, listed, number
+from page import Answer, Claim, Table, iqm, number
 from runner import Row, main
 from trainings import SEEDS
 
@@ -22,6 +22,8 @@ from rl_natgrad import Training
 from rl_natgrad.algos.npg import npg
 from rl_natgrad.algos.problem import likelihood
 from rl_natgrad.compare import stats
+from rl_natgrad.compare.plot import COLOURS
+from rl_natgrad.config.refusals import listing
 from rl_natgrad.optim.solvers import cholesky
 from rl_natgrad.policy.heads import DiagGaussian
 from rl_natgrad.policy.mlp import MLP
@@ -534,7 +536,7 @@ def sentence(duels: dict[str, Duel], fights: dict[str, Fight]) -> str:
     """Where it wins, where not, and what it depends on."""
     found = ways(duels, fights)
     said = [
-        f"{words} {listed(found[key])}."
+        f"{words} {listing(found[key])}."
         for key, words in (("won", "Natural gradient wins by the clock on"), ("lost", "It loses on"),
                            ("open", "It cannot be told apart on")) if found[key]
     ]  # fmt: skip
@@ -544,7 +546,7 @@ def sentence(duels: dict[str, Duel], fights: dict[str, Fight]) -> str:
     )
     parts = [" ".join(said)]
     if ladder := [d for d in duels.values() if d.name in LADDER]:
-        at = listed([f"{d.ratio('middle')} at {TASKS[d.name]['kappa']:,}" for d in ladder])
+        at = listing([f"{d.ratio('middle')} at {TASKS[d.name]['kappa']:,}" for d in ladder])
         parts.append(f"By the condition number κ of the features, the same logistic regression: {at}.")
     apart = [d.ratio("middle", rival=LBFGS) for d in duels.values() if LBFGS in d.tuned]
     full = sum(d.ratio("middle", rival=d.full).won for d in duels.values())
@@ -578,14 +580,14 @@ def what_was_run(duels, fights, n_seeds: int, trials: int) -> str:
         "rate or δ spread evenly over its range, on two tuning splits (seeds 1000 and 1001), chosen for the "
         f"seconds to the middle target; then {n_seeds} other splits, on which nothing is chosen, all methods "
         "taking turns in one process; the faster of the four counts as natural, and as first-order. A target "
-        f"leaves {listed([f'{share:.1%} ({name})' for name, share in SHARES.items()])} of the way from a "
+        f"leaves {listing([f'{share:.1%} ({name})' for name, share in SHARES.items()])} of the way from a "
         f"split's first training loss to that of {LONG} iterations of L-BFGS in float64 from the same start. "
         "Losses are looked at off the clock, after each update at first and then each 5 % more of them. Runs "
         f"shorter than {REPEATED:g} s are repeated three times. The first-order loops run a chain rule written "
         "out into kept arrays and torch's fused Adam; the natural ones the package's linearisation, CG or "
         "Cholesky, radius and line search, with the same loss and gradient formulas."
     )
-    names = listed([f"{f.name} ({number(f.threshold)}, at most {f.cap:g} s)" for f in fights.values()])
+    names = listing([f"{f.name} ({number(f.threshold)}, at most {f.cap:g} s)" for f in fights.values()])
     rl = (
         f"PG with Adam and TRPO on {names}: {trials} random trials each (PG: rate, horizon, critic epochs; "
         f"TRPO: δ, horizon, critic epochs, CG iterations, share of the rows for F) on seeds {TUNING[0]} to "

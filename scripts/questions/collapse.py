@@ -5,16 +5,18 @@ over five sizes of each, and Adam. Nothing is tuned: every size is reported.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
-from page import COLOURS, Answer, Claim, Table, iqm, listed, number
+from page import Answer, Claim, Table, iqm, number
 from runner import Row, main
 from trainings import SEEDS, smooth, updates
 
+from rl_natgrad.compare.plot import COLOURS
+from rl_natgrad.compare.stats import improvement, wilson
 from rl_natgrad.compare.stats import iqm as interquartile
-from rl_natgrad.compare.stats import wilson
+from rl_natgrad.config.refusals import listing
 
 RADII = ("0.001", "0.01", "0.1", "1", "10")
 RULES = {  # what is printed: the words of a command, the key that sets the length, its sizes
@@ -91,7 +93,7 @@ def answer(rows: Sequence[Row]) -> Answer:
             Claim("TRPO avoids catastrophic collapse", *avoids(cells, envs)),
         ],
         sentence=sentence(cells, npg, trpo_first, envs),
-        run=f"{len(rows)} trainings: {listed([f'{env} for {steps(rows, env):,} steps' for env in envs])}, seeds "
+        run=f"{len(rows)} trainings: {listing([f'{env} for {steps(rows, env):,} steps' for env in envs])}, seeds "
         f"{seeds(rows)}, the defaults but for the rule and its size. A return is the mean of a batch's own episodes; a "
         "training's curve is its means over three batches. Its gain is from a random policy's return to its own best; "
         "it has *collapsed* where it fell from a best by more than half of that gain. What gained less than a quarter of "
@@ -110,7 +112,7 @@ def answer(rows: Sequence[Row]) -> Answer:
         cannot=[
             f"{len(cells)} cells are shown, each with its own interval and none corrected for their number; neighbouring "
             "sizes that agree say more than one cell.",
-            f"Small networks, {listed(envs)} alone, one batch size (2,048), no decay of rate or radius. Adam restarts nothing after "
+            f"Small networks, {listing(envs)} alone, one batch size (2,048), no decay of rate or radius. Adam restarts nothing after "
             "a bad step, and is one of many first-order methods; results/optimizers has the others.",
             "A collapse is defined by a threshold (half). The deepest falls are in data.csv for another one.",
         ],
@@ -167,7 +169,7 @@ def best_of(cells: Sequence[Row], env: str, direction: str) -> Row:
 def control(best: dict[str, dict[str, Row]], envs: Sequence[str]) -> tuple[str, str]:
     """Is it the length that counts? Where the plain direction at its best length ends as high as the natural one."""
     alike = [env for env in envs if overlap(best[env]["g"], best[env]["F"])]
-    said = listed([f"{env} at {number(best[env]['g']['end'])} and {number(best[env]['F']['end'])}" for env in envs])
+    said = listing([f"{env} at {number(best[env]['g']['end'])} and {number(best[env]['F']['end'])}" for env in envs])
     verdict = "true" if len(alike) == len(envs) else "false" if not alike else "half true"
     return verdict, (
         "With the same control of the KL, the direction decides: at the best length of either, the plain and the natural "
@@ -178,8 +180,6 @@ def control(best: dict[str, dict[str, Row]], envs: Sequence[str]) -> tuple[str, 
 
 def overlap(a: Row, b: Row) -> bool:
     """Whether the 95 % interval of P(a run of b ends above one of a) holds a half."""
-    from rl_natgrad.compare.stats import improvement
-
     _, (low, high) = improvement(b["ends"], a["ends"])
     return low <= 0.5 <= high
 
@@ -209,7 +209,7 @@ def avoids(cells: Sequence[Row], envs: Sequence[str]) -> tuple[str, str]:
 
 def sentence(cells: Sequence[Row], npg: dict[str, str], trpo: dict[str, str], envs: Sequence[str]) -> str:
     """Where trainings end highest, from which δ on they collapse, and how often."""
-    where = lambda found: listed([f"{env} {found[env]}" for env in envs])  # noqa: E731
+    where = lambda found: listing([f"{env} {found[env]}" for env in envs])  # noqa: E731
     highest = []
     for env in envs:
         inside = [c for c in cells if c["env"] == env]
@@ -255,7 +255,7 @@ def seeds(rows: Sequence[Row]) -> str:
 
 def draw(cells: Sequence[Row], envs: Sequence[str], figure) -> None:
     panels = figure.subplots(2, len(envs), squeeze=False, sharex="col")
-    marks: dict[str, Callable | str] = dict(zip(RULES, "ovsovsD", strict=True))
+    marks = dict(zip(RULES, "ovsovsD", strict=True))
     for column, env in zip(panels.T, envs, strict=True):
         for colour, rule in zip(COLOURS, RULES, strict=True):
             inside = [c for c in cells if (c["env"], c["rule"]) == (env, rule) and c["kl"]]

@@ -12,7 +12,7 @@ from multiprocessing import get_context
 
 import numpy as np
 import torch
-from page import COLOURS, Answer, Claim, Table, iqm, listed, number
+from page import Answer, Claim, Table, interval, iqm, number
 from problems import DATA, cosine, direction, ggn_error, snapshots, split
 from runner import Row, main
 from torch import Tensor
@@ -21,6 +21,8 @@ from trainings import SEEDS
 from rl_natgrad.algos.problem import Problem, likelihood
 from rl_natgrad.algos.trpo import trpo
 from rl_natgrad.compare import stats
+from rl_natgrad.compare.plot import COLOURS
+from rl_natgrad.config.refusals import listing
 from rl_natgrad.optim.fisher import GaussNewton
 from rl_natgrad.optim.solvers import cg, cholesky, steihaug, woodbury
 from rl_natgrad.policy.heads import Categorical
@@ -101,7 +103,7 @@ def look(problem: Problem) -> Row:
         "alike": float((dense_H * dense_F).sum() / (dense_H.norm() * dense_F.norm())),
         "newton_slope": cosine(g, newton), "free_slope": cosine(g, free.x), "natural_slope": cosine(g, natural),
         "left": free.indefinite,
-        "free_natural": cosine(free.x, natural, dense_F), "newton_natural": cosine(newton, natural, dense_F),
+        "free_natural": cosine(free.x, natural, dense_F.mv), "newton_natural": cosine(newton, natural, dense_F.mv),
         "newton_gain": gain(problem, dense_F, newton), "free_gain": gain(problem, dense_F, free.x),
         "natural_gain": gain(problem, dense_F, natural),
         "ggn_error": ggn_error(problem, dense_F), "difference_error": difference_error(problem),
@@ -267,14 +269,14 @@ def answer(rows: Sequence[Row]) -> Answer:
         f"at negative curvature in {sum(row['left'] for row in apart)}; what it has by then goes up in "
         f"{sum(row['free_slope'] >= 0 for row in looks)} of {len(looks)}, the natural step in "
         f"{sum(row['natural_slope'] >= 0 for row in looks)}. {trend(cells)}",
-        run=f"{len(looks)} snapshots, float64: TRPO's policies after {listed([str(k) for k in AT['rl']])} updates "
+        run=f"{len(looks)} snapshots, float64: TRPO's policies after {listing([str(k) for k in AT['rl']])} updates "
         f"of 2,048 steps, networks [8, 8], seeds {span(policy)}, the loss being the surrogate; and likelihood "
-        f"models on {listed(unique([r for r in looks if r['kind'] == 'nll'], 'task'))} ([8, 8]; the first has no "
-        f"hidden layer), after {listed([str(k) for k in AT['nll']])} natural steps, a random split each seed. "
+        f"models on {listing(unique([r for r in looks if r['kind'] == 'nll'], 'task'))} ([8, 8]; the first has no "
+        f"hidden layer), after {listing([str(k) for k in AT['nll']])} natural steps, a random split each seed. "
         f"Eigenvalues under {RTOL:g} of the largest count as 0 and are left out of H⁻¹. “CG on H” and the natural "
         "step have the same ten iterations and damping 0.1. Gains are compared where the quadratic KL is "
         f"{RADIUS:g} nats. Costs: a classifier 4-h-h-2, N = {N:,} samples, P = "
-        f"{listed([f'{P:,}' for P in unique(times, 'P')])}, float64, one thread, {len(unique(times, 'seed'))} "
+        f"{listing([f'{P:,}' for P in unique(times, 'P')])}, float64, one thread, {len(unique(times, 'seed'))} "
         "repeats in which the methods take turns. A product's operator is built once and not timed, a solve "
         "starts from θ. Brackets are 95 % intervals over seeds or repeats.",
         tables=[
@@ -454,12 +456,6 @@ def slopes(times: Sequence[Row], name: str) -> list[float]:
         if len(points) > 1:
             found.append(float(np.polyfit(*np.log(points).T, 1)[0]))
     return found
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % bootstrap interval of the IQM."""
-    low, high = stats.iqm_interval([np.array(values)[:, None]], replicates=10_000)
-    return float(low[0]), float(high[0])
 
 
 def shown_slope(values: Sequence[float]) -> str:

@@ -11,15 +11,18 @@ from functools import partial
 
 import numpy as np
 import torch
-from page import COLOURS, Answer, Claim, Table, iqm, listed, number
+from page import Answer, Claim, Table, iqm, number
+from problems import cosine
 from runner import Row, main
 from torch import Tensor
 from trainings import SEEDS, smooth, updates
 
 from rl_natgrad import Training
 from rl_natgrad.algos.problem import Batch
+from rl_natgrad.compare.plot import COLOURS
 from rl_natgrad.compare.stats import improvement, iqm_interval
 from rl_natgrad.compare.stats import iqm as interquartile
+from rl_natgrad.config.refusals import listing
 from rl_natgrad.optim.fisher import Fisher, GaussNewton
 from rl_natgrad.optim.solvers import cg, diagonal
 from rl_natgrad.policy.heads import Categorical
@@ -162,19 +165,13 @@ def compared(m: Tensor, v: Tensor, g: Tensor, F: Fisher, other: Fisher) -> Row:
     return {
         "spearman": spearman(v[seen], curvature[seen]),
         "ratio": float((v[seen] / curvature[seen]).median()),
-    } | {name: cosine(d.to(g.dtype), natural, other) for name, d in to.items()}  # fmt: skip
+    } | {name: cosine(d.to(g.dtype), natural, other.mv) for name, d in to.items()}  # fmt: skip
 
 
 def spearman(x: Tensor, y: Tensor) -> float:
     """The correlation of ranks; ties are broken by place."""
     ranks = torch.stack([x, y]).argsort(-1).argsort(-1).double()
     return float(torch.corrcoef(ranks)[0, 1])
-
-
-def cosine(a: Tensor, b: Tensor, F: Fisher) -> float:
-    """aᵀFb / √(aᵀFa · bᵀFb)."""
-    Fa, Fb = F.mv(a).double(), F.mv(b).double()
-    return float(a.double() @ Fb / ((a.double() @ Fa) * (b.double() @ Fb)).sqrt())
 
 
 def learning(job: Row) -> list[Row]:
@@ -197,15 +194,15 @@ def answer(rows: Sequence[Row]) -> Answer:
         "does dividing by its root turn the gradient towards the natural one?",
         claims=[Claim("RMSProp and Adam approximate second derivatives", verdict, said)],
         sentence=f"{scale(cells)} {whole_batch(cells)} {diagonal_too(cells)} {learns(learned)}",
-        run=f"Policies: {listed(list(LEARNING))} trained by PG with Adam and by TRPO, defaults, looked at after "
-        f"{listed([str(u) for u in SNAPSHOTS])} updates of 2,048 samples. v̂ (β₂ = 0.999) is kept beside the "
+        run=f"Policies: {listing(list(LEARNING))} trained by PG with Adam and by TRPO, defaults, looked at after "
+        f"{listing([str(u) for u in SNAPSHOTS])} updates of 2,048 samples. v̂ (β₂ = 0.999) is kept beside the "
         f"training, once from the batch's gradient, once from those of its minibatches of {MINIBATCH} at the same "
         "θ. Models: softmax networks with one hidden layer on digits and on breast cancer, trained by Adam, in "
-        f"minibatches ({listed([str(e) for e in EPOCHS])} epochs, rate {RATES['64']:g}) or with the whole batch "
-        f"({listed([str(u) for u in STEPS])} updates, rate {RATES['full']:g}). CG's direction has damping 0.1 and "
+        f"minibatches ({listing([str(e) for e in EPOCHS])} epochs, rate {RATES['64']:g}) or with the whole batch "
+        f"({listing([str(u) for u in STEPS])} updates, rate {RATES['full']:g}). CG's direction has damping 0.1 and "
         "10 iterations, diag F damping 0.1. Cosines are in the true F of samples that made none of the "
         "directions. Learning: TRPO with other solvers and a quarter of the samples in F, "
-        f"{listed([f'{e} for {n:,} steps' for e, n in ran(learned).items()])}. Seeds "
+        f"{listing([f'{e} for {n:,} steps' for e, n in ran(learned).items()])}. Seeds "
         f"{min(r['seed'] for r in rows)} to {max(r['seed'] for r in rows)} for all; nothing was tuned.",
         tables=[
             Table("v̂ beside diag F", ["training", "batch of v̂", "Spearman", "v̂ / diag F", "times its samples"],

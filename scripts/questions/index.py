@@ -4,9 +4,10 @@ import importlib
 from collections.abc import Iterator
 from types import ModuleType
 
-from page import Claim, grid
+from page import Claim
 from runner import ROOT, from_csv, title
 
+from rl_natgrad.compare.report import markdown_table
 from rl_natgrad.run.files import write_atomically
 
 PAGES = (
@@ -30,7 +31,7 @@ def table() -> str:
         [f"“{claim.claim}”", claim.verdict, claim.number, f"[{title(question)}]({title(question)}/README.md)"]
         for question, data in pages() for claim in claims(question, data)
     ]  # fmt: skip
-    return grid(["claim", "verdict", "measured", "page"], rows, right=False) + "\n"
+    return markdown_table(["claim", "verdict", "measured", "page"], rows, right=False) + "\n"
 
 
 def claims(question: ModuleType, data: str) -> list[Claim]:

@@ -26,12 +26,14 @@ from invariance_runs import (
     jobs,
     rows,
 )
-from page import COLOURS, Answer, Claim, Table, iqm, listed, number
+from page import Answer, Claim, Table, interval, iqm, number
 from reparametrised import SPREADS
 from runner import Row, main
 from trainings import SEEDS
 
 from rl_natgrad.compare import stats
+from rl_natgrad.compare.plot import COLOURS
+from rl_natgrad.config.refusals import listing
 
 __all__ = ["answer", "jobs", "rows"]
 
@@ -119,7 +121,7 @@ def tables(snaps, spread, tuned, cells, lessons, slopes, nets) -> list[Table]:
               "for certain."),
         Table("How the sizes were chosen", ["environment", "learner", "network", "return at each size"],
               tuning(tuned), "Return averaged over training, mean of the seeds "
-              f"{listed([str(seed) for seed in TUNING_SEEDS])}; the highest is chosen."),
+              f"{listing([str(seed) for seed in TUNING_SEEDS])}; the highest is chosen."),
     ]  # fmt: skip
 
 
@@ -152,12 +154,6 @@ def cell(snaps: Sequence[Row], env: str, net: str) -> Row:
     }  # fmt: skip
 
 
-def interval(x: np.ndarray) -> tuple[float, float]:
-    """95 % bootstrap interval of the IQM."""
-    low, high = stats.iqm_interval([x[:, None]], replicates=10_000)
-    return float(low[0]), float(high[0])
-
-
 INVARIANT = 0.01  # a step is called invariant where D is at most this
 EXACT = 1e-8  # and a direction where D is at most this: the rest is rounding
 SMALL_NETS = ("[2]", "[4]")
@@ -174,9 +170,9 @@ def replaced(snaps: Sequence[Row], cells: Sequence[Row]) -> tuple[str, str]:
     natural = [float(stats.iqm(c["natural"])) for c in cells]
     direction = (
         f"Undamped, the natural direction is the same in both networks: D is at most {worst:.0e} for "
-        f"{listed(SMALL_NETS)}."
+        f"{listing(SMALL_NETS)}."
         if exact
-        else f"Even undamped the direction of {listed(SMALL_NETS)} differs, D up to {worst:.1g}."
+        else f"Even undamped the direction of {listing(SMALL_NETS)} differs, D up to {worst:.1g}."
     )
     return verdict, (
         f"{direction} The step that TRPO takes by default is invariant (D ≤ {INVARIANT:g}) in {len(good)} of "
@@ -232,10 +228,10 @@ def early_stopping(snaps: Sequence[Row], nets: Sequence[str]) -> str:
     found = (
         f"What breaks it? CG with 10 iterations and with 200 have the same D, to a tenth, in {share:.0%} of "
         f"{len(alike)} snapshots: {blame}. Undamped, by the SVD of F's rows, the direction's median D is "
-        f"{listed([f'{D:.1g} for {net}' for net, D in exact.items() if D is not None])}."
+        f"{listing([f'{D:.1g} for {net}' for net, D in exact.items() if D is not None])}."
     )
     return found + (
-        f" On {listed(lost)} not even that is invariant: double precision cannot tell F's smallest eigenvalues "
+        f" On {listing(lost)} not even that is invariant: double precision cannot tell F's smallest eigenvalues "
         "from 0, "
         "they must be cut, and which are cut depends on the parameters." if lost else ""
     )  # fmt: skip
@@ -252,7 +248,7 @@ def trade_off(snaps: Sequence[Row], nets: Sequence[str]) -> str:
                 found.append(f"{net} with “{solver}”")
     kls = {net: median(snaps, "kl", solver="SVD", net=net) for net in nets}
     kept = [row["accepted"] for row in snaps if row["solver"] == "SVD"]
-    said = listed(
+    said = listing(
         [f"{net} {kl:,.0f}" if kl < 1e5 else f"{net} {kl:.0e}" for net, kl in kls.items() if kl is not None]
     )
     price = (
@@ -264,7 +260,7 @@ def trade_off(snaps: Sequence[Row], nets: Sequence[str]) -> str:
     if found:
         return price + (
             f"An invariant direction (D ≤ {INVARIANT:g}) whose step has between half and twice its δ is found in "
-            f"{len(found)} of {pairs} pairs of network and solver: {listed(found)}."
+            f"{len(found)} of {pairs} pairs of network and solver: {listing(found)}."
         )
     return price + (
         f"None of {pairs} pairs of network and solver has both an invariant direction (D ≤ {INVARIANT:g}) and a "
@@ -302,7 +298,7 @@ def taught(lessons: Sequence[Row], cells: Sequence[Row]) -> list[str]:
         name: [f for f in usual if f["learner"] == name and interval(f["lost"])[1] <= 0.1] for name in LEARNERS
     }
     much = {name: [f for f in usual if f["learner"] == name and interval(f["lost"])[0] > 0.1] for name in LEARNERS}
-    verdict = listed([
+    verdict = listing([
         f"{name} loses at most a tenth in {len(little[name])} and more than a tenth in {len(much[name])} of "
         f"{sum(f['learner'] == name for f in usual)} environments" for name in LEARNERS
     ])  # fmt: skip
@@ -310,15 +306,15 @@ def taught(lessons: Sequence[Row], cells: Sequence[Row]) -> list[str]:
     idle = [f"{f['env']} {f['learner']}" for f in lessons if f["learner"] in LEARNERS and f["lost"] is None]
     found = [
         "What it means for learning: from the same function, at the size chosen for tanh, the sigmoid network "
-        f"loses this share of tanh's gain: {listed(losses)}. By the intervals {verdict}."
+        f"loses this share of tanh's gain: {listing(losses)}. By the intervals {verdict}."
     ]
     trpo = sum(f["learner"] == "TRPO" for f in lessons)
     if len(little["TRPO"]) == trpo and max(c["low"] for c in cells) > INVARIANT:
         found[0] += " So TRPO learns alike in both networks, though its steps in them are not the same."
     if idle:
-        found[0] += f" Left out, as tanh's return did not rise for certain: {listed(idle)}."
+        found[0] += f" Left out, as tanh's return did not rise for certain: {listing(idle)}."
     if again := [f for f in usual if f["own"] != f["size"]]:
-        said = listed([f"{f['env']} {f['learner']} {share(f['lost, own'])}" for f in again])
+        said = listing([f"{f['env']} {f['learner']} {share(f['lost, own'])}" for f in again])
         found[0] += f" With a size of its own it loses {said}."
     small = {f["learner"]: f for f in lessons if f["learner"] in SMALL}
     return [*found, undamped(*(small[name] for name in SMALL))] if len(small) == len(SMALL) else found
@@ -358,10 +354,10 @@ def what_was_run(snaps, spread, learnt, tuned, envs, nets) -> str:
     seeds = sorted({row["seed"] for row in snaps})
     learners = sorted({row["seed"] for row in learnt})
     tried = max(len({r["size"] for r in tuned if r["learner"] == learner}) for learner in LEARNERS)
-    lengths = listed([f"{env} {n:,} steps" for env, n in dict.fromkeys((r["env"], r["steps"]) for r in learnt)])
+    lengths = listing([f"{env} {n:,} steps" for env, n in dict.fromkeys((r["env"], r["steps"]) for r in learnt)])
     return (
-        f"Snapshots at updates {listed([str(u) for u in sorted({r['update'] for r in snaps})])} of TRPO's own "
-        f"trainings on {listed(envs)}, networks {listed(nets)}, seeds {seeds[0]} to {seeds[-1]}: each policy is "
+        f"Snapshots at updates {listing([str(u) for u in sorted({r['update'] for r in snaps})])} of TRPO's own "
+        f"trainings on {listing(envs)}, networks {listing(nets)}, seeds {seeds[0]} to {seeds[-1]}: each policy is "
         "written as a tanh network and, by an affine map of θ, as the sigmoid network that is the same function; "
         "both take the step of each solver from the same batch in double precision. D = √(E KL(π_A ‖ π_B) / E "
         "KL(π_old ‖ π_A)) is how far apart the two new policies are, in lengths of the step: 0 is invariance, 1 "
@@ -455,9 +451,9 @@ def oracle(snaps: Sequence[Row], slopes: dict[str, float], learnt: Sequence[Row]
     return (
         f"Both networks are the same function: their outputs differ by at most {same:.0e} of the largest "
         "(expected 1e-15). For an affine map the undamped step is invariant at every length: the worst D of "
-        f"{listed(SMALL_NETS)} is {worst['D 0']:.0e} of the direction, {max(worst.values()):.0e} at any δ and on "
+        f"{listing(SMALL_NETS)} is {worst['D 0']:.0e} of the direction, {max(worst.values()):.0e} at any δ and on "
         "other states (expected under 1e-8: rounding times the condition number). For a bent map log D rises "
-        f"with log δ by a slope of ½: {listed([f'{c} {v:.4f}' for c, v in slopes.items()])}. Both networks' first "
+        f"with log δ by a slope of ½: {listing([f'{c} {v:.4f}' for c, v in slopes.items()])}. Both networks' first "
         f"batches have the same return for {alike} of {len(first)} seeds (expected all)."
     )
 

@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
-from page import COLOURS, Answer, Claim, Table, iqm, listed, number
+from page import Answer, Claim, Table, iqm, number
 from runner import Row, main
 from trainings import SEEDS, updates
 
 from rl_natgrad.compare import stats
+from rl_natgrad.compare.plot import COLOURS
+from rl_natgrad.config.refusals import listing
 from rl_natgrad.optim import first_order
 
 STEPS = {"CartPole": 40_000}
@@ -132,7 +134,7 @@ def answer(rows: Sequence[Row]) -> Answer:
             Claim("RAdam and AdamP improve on Adam", *improved(lines, envs)),
         ],
         sentence=sentence(lines, envs, plain, top, random),
-        run=f"{len(rows)} trainings: {listed([f'{env} for {steps(rows, env):,} steps' for env in envs])}, seeds "
+        run=f"{len(rows)} trainings: {listing([f'{env} for {steps(rows, env):,} steps' for env in envs])}, seeds "
         f"{min(r['seed'] for r in rows)} to {max(r['seed'] for r in rows)}, a step per batch of 2,048. Each "
         f"optimizer of configs/optimizer at seven rates, half a decade apart; with a warm-up over {WARMUP} "
         f"updates, or with another ε, on {envs[0]} alone; TRPO at six δ. Nothing is chosen: all rates are there. "
@@ -225,9 +227,9 @@ def hard(lines: dict, envs: Sequence[str], plain: Sequence[str]) -> tuple[str, s
     verdict = "true" if max(most) < 0.5 else "false" if min(middle.values()) >= 1 else "half true"
     said = [f"{value:.2f} decades of its rate on {env} (TRPO's δ: {shown(lines[env, 'trpo'])})"
             for env, value in middle.items()]
-    each = [f"{env}: {listed([f'{NAMES[m]} {shown(lines[env, m])}' for m in plain])}" for env in envs]
+    each = [f"{env}: {listing([f'{NAMES[m]} {shown(lines[env, m])}' for m in plain])}" for env in envs]
     return verdict, (
-        f"The median optimizer keeps {KEPT:.0%} of its best over {listed(said)}. {'; '.join(each)}. "
+        f"The median optimizer keeps {KEPT:.0%} of its best over {listing(said)}. {'; '.join(each)}. "
         "Called very hard below half a decade (a factor of 3), where no ≥ could change that, not hard from a "
         "whole one."
     )
@@ -262,8 +264,8 @@ def stops(rows: Sequence[Row], lines: dict, envs: Sequence[str]) -> tuple[str, s
     verdict = "true" if len(halted) == len(envs) else "half true" if shrinks else "false"
     return verdict, (
         "KL of an update in the last third of training over that in the first, at the best rates: "
-        f"{'; '.join(said)}. Its steps shrink more than SGD's on {listed(shrinks)}; it comes to a stop (below "
-        f"0.1, and behind at the end) on {listed(halted)}."
+        f"{'; '.join(said)}. Its steps shrink more than SGD's on {listing(shrinks)}; it comes to a stop (below "
+        f"0.1, and behind at the end) on {listing(halted)}."
     )
 
 

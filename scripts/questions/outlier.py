@@ -9,12 +9,14 @@ from functools import partial
 
 import numpy as np
 import torch
-from page import COLOURS, Answer, Claim, Table, iqm, listed
+from page import Answer, Claim, Table, interval, iqm
 from runner import Row, main
 from trainings import SEEDS
 
 from rl_natgrad import Training
 from rl_natgrad.compare import stats
+from rl_natgrad.compare.plot import COLOURS
+from rl_natgrad.config.refusals import listing
 from rl_natgrad.training import iteration, state
 
 FACTOR = 1000.0
@@ -131,9 +133,9 @@ def answer(rows: Sequence[Row]) -> Answer:
                   *protected(cells, over, trpo)),
         ],
         sentence=sentence(cells, harmed),
-        run=f"{len(rows)} trainings on {listed(envs)}, seeds {min(r['seed'] for r in rows)} to "
+        run=f"{len(rows)} trainings on {listing(envs)}, seeds {min(r['seed'] for r in rows)} to "
         f"{max(r['seed'] for r in rows)}, batches of 2,048 steps: "
-        f"{listed([f'{BEFORE[e]} updates on {e}' for e in envs])}, then the state is copied, and {AFTER + 1} more "
+        f"{listing([f'{BEFORE[e]} updates on {e}' for e in envs])}, then the state is copied, and {AFTER + 1} more "
         "updates are made twice: as they are, and with one reward of the first of these batches (a random step, "
         f"the same for all learners of a seed) times {FACTOR:,.0f}. The learner sees that reward, in advantages "
         "and in the critic's targets; the returns reported leave it out. *Relative KL*: that of the update on "
@@ -190,12 +192,6 @@ def group(rows: Sequence[Row], env: str, normalized: bool, learner: str) -> Row:
     }  # fmt: skip
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % bootstrap interval of the IQM."""
-    low, high = stats.iqm_interval([values[:, None]], replicates=10_000)
-    return float(low[0]), float(high[0])
-
-
 def drastic(cells: Sequence[Row]) -> tuple[str, str]:
     """Do the learners without a bound go much further than usual?"""
     free = [c for c in cells if c["learner"] not in RADIUS]
@@ -204,8 +200,8 @@ def drastic(cells: Sequence[Row]) -> tuple[str, str]:
     words = [f"{name(c)} {c['ratio']:.3g} times" for c in free]
     return verdict, (
         f"Without a bound on the KL the bad update goes more than ten times as far as its twin in {len(far)} of "
-        f"{len(free)} cells ({listed([name(c) for c in far])}), and less far than it in {len(less)} "
-        f"({listed([name(c) for c in less])}): {'; '.join(words)}."
+        f"{len(free)} cells ({listing([name(c) for c in far])}), and less far than it in {len(less)} "
+        f"({listing([name(c) for c in less])}): {'; '.join(words)}."
     )
 
 
@@ -225,16 +221,16 @@ def protected(cells: Sequence[Row], over: int, n: int) -> tuple[str, str]:
         verdict = "half true"
     else:
         verdict = "false"
-    ratios = listed([f"{t['env']} ({way(t)}) {t['ratio']:.2f}" for t in trpo])
+    ratios = listing([f"{t['env']} ({way(t)}) {t['ratio']:.2f}" for t in trpo])
     used = "all of it as ever" if all(t["between"][0] > 0.5 for t in trpo) else "less of it, somewhere"
-    cosines = listed([f"{float(stats.iqm(t['cosine'])):.2f}" for t in trpo])
+    cosines = listing([f"{float(stats.iqm(t['cosine'])):.2f}" for t in trpo])
     return verdict, (
         f"TRPO's KL is above δ in {over} of {n} bad updates. It uses {used}: relative to its twin {ratios}, "
         f"along another direction (cosines {cosines}). Relative to their twins, SGD or Adam goes less far than "
         f"TRPO in {len(smaller)} of {2 * len(trpo)} comparisons "
-        f"({listed([name(c) for c in smaller])}), and more than twice as far in {len(far)} "
-        f"({listed([name(c) for c in far])}). NPG's or TRPO's returns are lower after it in {len(worse)} of "
-        f"{2 * len(trpo)} cells ({listed([name(c) for c in worse])})."
+        f"({listing([name(c) for c in smaller])}), and more than twice as far in {len(far)} "
+        f"({listing([name(c) for c in far])}). NPG's or TRPO's returns are lower after it in {len(worse)} of "
+        f"{2 * len(trpo)} cells ({listing([name(c) for c in worse])})."
     )
 
 
@@ -249,9 +245,9 @@ def sentence(cells: Sequence[Row], harmed: Sequence[Row]) -> str:
     half = len(said) // 2
     return (
         "KL of the bad update over its twin's, lowest to highest cell, with normalised advantages: "
-        f"{listed(said[:half])}; with raw advantages: {listed(said[half:])}. The next {AFTER // 2} batches return "
+        f"{listing(said[:half])}; with raw advantages: {listing(said[half:])}. The next {AFTER // 2} batches return "
         f"less than they would have in {len(harmed)} of {len(cells)} "
-        f"cells{': ' + listed([name(c) for c in harmed]) if harmed else ''}."
+        f"cells{': ' + listing([name(c) for c in harmed]) if harmed else ''}."
     )
 
 

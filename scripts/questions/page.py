@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rl_natgrad.compare import stats
+from rl_natgrad.compare.report import markdown_table
 from rl_natgrad.run.files import naming
-
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito 2008
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def markdown(answer: Answer, name: str, about: str) -> str:
     """README.md."""
     verdicts = "\n".join(f"- “{c.claim}”: **{c.verdict}**. {c.number}" for c in answer.claims)
     tables = "\n\n".join(
-        "\n\n".join(filter(None, (f"## {t.title}", t.before, grid(t.header, t.rows)))) for t in answer.tables
+        "\n\n".join(filter(None, (f"## {t.title}", t.before, markdown_table(t.header, t.rows)))) for t in answer.tables
     )
     return PAGE.format(
         title=answer.title, question=answer.question, verdicts=verdicts, sentence=answer.sentence, name=name,
@@ -122,19 +121,19 @@ def markdown(answer: Answer, name: str, about: str) -> str:
     )  # fmt: skip
 
 
-def grid(header: Sequence[str], rows: Sequence[Sequence[str]], right: bool = True) -> str:
-    """A Markdown table; all columns but the first are numbers, to the right, unless said otherwise."""
-    lines = [header, [":--", *["--:" if right else ":--"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def iqm(values: ArrayLike, show: str = ",.0f") -> str:
     """IQM [low, high] over seeds, its 95 % bootstrap interval; a dash where there is nothing."""
     found = np.asarray(values, float)
     if len(found) == 0:
         return "–"
-    low, high = stats.iqm_interval([found[:, None]], replicates=10_000)
-    return f"{number(float(stats.iqm(found)), show)} [{number(low[0], show)}, {number(high[0], show)}]"
+    low, high = interval(found)
+    return f"{number(float(stats.iqm(found)), show)} [{number(low, show)}, {number(high, show)}]"
+
+
+def interval(values: ArrayLike) -> tuple[float, float]:
+    """95 % bootstrap interval of the IQM over seeds."""
+    low, high = stats.iqm_interval([np.asarray(values, float)[:, None]], replicates=10_000)
+    return float(low[0]), float(high[0])
 
 
 def number(value: float, show: str = ",.0f") -> str:
@@ -143,8 +142,3 @@ def number(value: float, show: str = ",.0f") -> str:
     if "e+" in text and "e" not in show and abs(value) < 1e6:
         text = f"{float(text):,.0f}"
     return text if "e" in text else text.replace("-", "−")
-
-
-def listed(words: Sequence[str]) -> str:
-    """a, b and c."""
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else "none"

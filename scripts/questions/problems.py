@@ -1,6 +1,6 @@
 """Problems to look at closely, in float64: of a policy's batches, and of likelihood models on sklearn's data."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -83,9 +83,9 @@ def doubled(policy, batch: Batch) -> Problem:
     return Problem(model, replace(batch, obs=batch.obs.double(), action=action, adv=batch.adv.double()))
 
 
-def cosine(a: Tensor, b: Tensor, F: Tensor | None = None) -> float:
-    """aᵀFb / √(aᵀFa · bᵀFb), with F = I where none is given; 0 where either has no length."""
-    Fa, Fb = (a, b) if F is None else (F @ a, F @ b)
+def cosine(a: Tensor, b: Tensor, F: Callable[[Tensor], Tensor] = lambda v: v) -> float:
+    """aᵀFb / √(aᵀFa · bᵀFb), of a product v ↦ F v; 0 where either has no length."""
+    Fa, Fb, a, b = F(a).double(), F(b).double(), a.double(), b.double()
     length = float((a @ Fa).clamp(min=0).sqrt() * (b @ Fb).clamp(min=0).sqrt())
     return float(a @ Fb) / length if length > 0 else 0.0
 

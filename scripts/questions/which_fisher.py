@@ -13,7 +13,7 @@ from math import isfinite
 import numpy as np
 import torch
 from curvature import interval, unique
-from page import COLOURS, Answer, Claim, Table, iqm, listed, number
+from page import Answer, Claim, Table, iqm, number
 from problems import DATA, Split, cosine, ggn_error, snapshots, split
 from runner import Row, main
 from torch import Tensor
@@ -23,6 +23,8 @@ from rl_natgrad.algos.npg import npg
 from rl_natgrad.algos.problem import Problem, empirical, gauss_newton
 from rl_natgrad.algos.trpo import trpo
 from rl_natgrad.compare import stats
+from rl_natgrad.compare.plot import COLOURS
+from rl_natgrad.config.refusals import listing
 from rl_natgrad.optim.fisher import Fisher, GaussNewton, outer
 from rl_natgrad.optim.solvers import cg
 from rl_natgrad.policy.heads import Categorical, Head
@@ -107,10 +109,10 @@ def look(problem: Problem, other: Problem, seed: int) -> list[Row]:
         predicted = float(d @ whole @ d)
         found.append({
             "fisher": kind, **{f"error_{N}": rms([apart(one, F) for one in estimate[N]]) for N in SIZES},
-            "error_all": apart(whole, F), "cosine": cosine(d, d_true, F_other),
+            "error_all": apart(whole, F), "cosine": cosine(d, d_true, F_other.mv),
             "kl_ratio": float(d @ F_other @ d) / predicted if predicted > 0 else None, **exact,
         })  # fmt: skip
-    return [*found, {"fisher": "none", "cosine": cosine(-g, d_true, F_other)}]
+    return [*found, {"fisher": "none", "cosine": cosine(-g, d_true, F_other.mv)}]
 
 
 def factor(kind: str, problem: Problem, J: Tensor, rows: Tensor, rng: np.random.Generator) -> Tensor:
@@ -248,16 +250,16 @@ def answer(rows: Sequence[Row]) -> Answer:
         f"{greatest(looks, 'nll', 'true')}; one sampled label: {greatest(looks, 'nll', 'sampled')}). "
         f"{labels(fits)} In policies one action a state gives {ranged(looks, 'rl', 'empirical', 'cosine')}, "
         f"weights A² {ranged(looks, 'rl', 'A²-weighted', 'cosine')}.",
-        run=f"Looks: {listed(unique(looks, 'task'))} after {listed([str(k) for k in AT['nll']])} natural steps or "
-        f"{listed([str(k) for k in AT['rl']])} updates of TRPO (networks [8, 8], batches of 2,048), seeds "
+        run=f"Looks: {listing(unique(looks, 'task'))} after {listing([str(k) for k in AT['nll']])} natural steps or "
+        f"{listing([str(k) for k in AT['rl']])} updates of TRPO (networks [8, 8], batches of 2,048), seeds "
         f"{span(looks)}, each a split or a training, float64. F is the true Fisher of all samples; estimates from "
         f"N drawn with replacement, root mean square over {DRAWS}. Directions are −(F̂ + λI)⁻¹g from the training "
         f"samples, λ = {DAMPING} gᵀF̂g / gᵀg, compared by their cosine in the true F of independent samples. "
-        f"Fits: {listed([f'{task} ({FITTED[task]} updates)' for task in unique(fits, 'task')])}; a KL radius with "
-        f"a line search on the true KL (δ {listed([f'{d:g}' for d in RADII])}), or a fixed rate "
-        f"({listed([f'{r:g}' for r in RATES])}); the best end of these counts for the training loss, and "
+        f"Fits: {listing([f'{task} ({FITTED[task]} updates)' for task in unique(fits, 'task')])}; a KL radius with "
+        f"a line search on the true KL (δ {listing([f'{d:g}' for d in RADII])}), or a fixed rate "
+        f"({listing([f'{r:g}' for r in RATES])}); the best end of these counts for the training loss, and "
         "validation chooses size and update for the test loss. Trainings: TRPO with its defaults, "
-        f"{listed([f'{env} for {steps(learned, env):,} steps' for env in unique(learned, 'task')])}. Brackets are "
+        f"{listing([f'{env} for {steps(learned, env):,} steps' for env in unique(learned, 'task')])}. Brackets are "
         "95 % bootstrap intervals of the IQM over seeds.",
         tables=[
             Table("How far from F with 64 and 1,024 samples", ["model", "updates", *KINDS],
@@ -413,7 +415,7 @@ def blame(fault: Sequence[str], rate: Sequence[str], tasks: Sequence[str]) -> st
         return "So no loss is shown that would need a reason."
     if not fault:
         return "So what is lost is lost by one label instead of the expectation, not by whose label it is."
-    where = "" if len(fault) == len(tasks) else f" on {listed(fault)}; elsewhere it is one label instead of all"
+    where = "" if len(fault) == len(tasks) else f" on {listing(fault)}; elsewhere it is one label instead of all"
     return f"So it matters whose labels they are{where}."
 
 
@@ -454,7 +456,7 @@ def enough(learned: Sequence[Row], looks: Sequence[Row]) -> tuple[str, str]:
                else "true" if close == len(envs) else "not settled")  # fmt: skip
     return verdict, (
         "The chance that a training with `fisher=empirical` has the higher mean return than one with the true "
-        f"Fisher is {listed(said)}; at 2,048 actions its direction has an F-cosine of at least {least:.2f}. An "
+        f"Fisher is {listing(said)}; at 2,048 actions its direction has an F-cosine of at least {least:.2f}. An "
         "interval with 0.5 in it is no proof of equality."
     )
 
