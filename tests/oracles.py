@@ -12,8 +12,9 @@ from torch import distributions as D
 from torch.nn import functional
 
 from rl_natgrad.algos.problem import Batch, Problem, surrogate
+from rl_natgrad.policy.activations import Relu, Sigmoid, Tanh
 from rl_natgrad.policy.heads import Bernoulli, Categorical, DiagGaussian, MultiDiscrete
-from rl_natgrad.policy.mlp import MLP, Relu, Sigmoid, Tanh
+from rl_natgrad.policy.mlp import MLP
 from rl_natgrad.policy.networks import Biased
 from rl_natgrad.policy.policy import Policy, with_head
 

@@ -6,7 +6,8 @@ from torch import nn
 
 from rl_natgrad.optim.fisher import GaussNewton
 from rl_natgrad.policy import mlp
-from rl_natgrad.policy.mlp import MLP, Relu, Sigmoid
+from rl_natgrad.policy.activations import Relu, Sigmoid
+from rl_natgrad.policy.mlp import MLP
 from rl_natgrad.policy.networks import Biased, ModuleNetwork, WithFree, cnn
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -8,8 +8,9 @@ import torch
 from whole_runs import ROOT
 
 from rl_natgrad.algos.problem import Batch, likelihood
+from rl_natgrad.policy.activations import Relu
 from rl_natgrad.policy.heads import Categorical
-from rl_natgrad.policy.mlp import MLP, Relu
+from rl_natgrad.policy.mlp import MLP
 from rl_natgrad.policy.model import Model
 
 

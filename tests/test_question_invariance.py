@@ -11,8 +11,8 @@ from whole_runs import ROOT
 from rl_natgrad.algos.problem import Problem
 from rl_natgrad.compare import stats
 from rl_natgrad.optim.solvers import identity, svd
+from rl_natgrad.policy.activations import Sigmoid, Tanh
 from rl_natgrad.policy.heads import Categorical, DiagGaussian
-from rl_natgrad.policy.mlp import Sigmoid, Tanh
 
 pytestmark = pytest.mark.usefixtures("float64")
 HEADS = [Categorical(2), Categorical(3), DiagGaussian(1)]

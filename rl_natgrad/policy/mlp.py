@@ -10,28 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rl_natgrad.optim.linearization import Along, Linearization
-
-Array = Any
-"""A tensor, or the numpy view of one that is on the CPU: what the chain rule below is written for.
-
-On one thread numpy's matrix products took 0.85 of torch's time at (2048, 64)·(64, 64), its tanh a tenth, and
-its calls on minibatches half.
-"""
-
-
-def _raw(tensor: Tensor) -> Array:
-    tensor = tensor.detach()
-    return tensor.numpy() if tensor.device.type == "cpu" else tensor
-
-
-def _tensor(array: Array) -> Tensor:
-    return torch.from_numpy(array) if isinstance(array, np.ndarray) else array
-
-
-def _lib(array: Array):
-    """numpy or torch: of what is called below, both have the same names and arguments."""
-    return np if isinstance(array, np.ndarray) else torch
-
+from rl_natgrad.policy.activations import Activation, Array, Tanh, lib, raw, tensor
 
 CHUNK = 4096
 """Samples that a CPU works on at a time: what a layer makes of them then stays in its cache."""
@@ -44,62 +23,6 @@ def _chunks(x: Tensor) -> tuple[Tensor, ...]:
 
 quiet = np.errstate(over="ignore", invalid="ignore")
 """Numbers that are not finite are not announced by numpy as they arise: the learners notice them, and say so."""
-
-
-class Tanh:
-    """φ = tanh."""
-
-    function = staticmethod(torch.tanh)
-
-    @staticmethod
-    def inplace(a: Array) -> Array:
-        """φ(a), written over a."""
-        return _lib(a).tanh(a, out=a)
-
-    @staticmethod
-    def slope(h: Array, out: Array | None = None) -> Array:
-        """φ′ in terms of h = φ."""
-        out = _lib(h).multiply(h, h, out=out)
-        return np.subtract(1, out, out=out) if _lib(h) is np else out.neg_().add_(1)
-
-
-class Relu:
-    """φ = max(·, 0)."""
-
-    function = staticmethod(torch.relu)
-
-    @staticmethod
-    def inplace(a: Array) -> Array:
-        """φ(a), written over a."""
-        return a.clip(0, None, out=a) if _lib(a) is np else a.clamp_(min=0)
-
-    @staticmethod
-    def slope(h: Array, out: Array | None = None) -> Array:
-        """φ′ in terms of h = φ."""
-        out = _lib(h).empty_like(h) if out is None else out
-        out[...] = h > 0
-        return out
-
-
-class Sigmoid:
-    """φ = 1 / (1 + e^{−a})."""
-
-    function = staticmethod(torch.sigmoid)
-
-    @staticmethod
-    def inplace(a: Array) -> Array:
-        """φ(a), written over a."""
-        _tensor(a).sigmoid_()  # also where a is numpy's, which has none: 0.7 of the time of ½ + ½ tanh(a / 2)
-        return a
-
-    @staticmethod
-    def slope(h: Array, out: Array | None = None) -> Array:
-        """φ′ in terms of h = φ."""
-        out = _lib(h).multiply(h, h, out=out)
-        return _lib(h).subtract(h, out, out=out)
-
-
-Activation = type[Tanh] | type[Relu] | type[Sigmoid]
 
 
 class MLP:
@@ -133,8 +56,8 @@ class MLP:
     def forward(self, theta: Tensor, x: Tensor) -> Tensor:
         """z (N, K), differentiable in θ."""
         if not (torch.is_grad_enabled() and theta.requires_grad):
-            layers = self.layers(_raw(theta))
-            zs = [_tensor(self._activations(layers, _raw(part))[-1]) for part in _chunks(x)]
+            layers = self.layers(raw(theta))
+            zs = [tensor(self._activations(layers, raw(part))[-1]) for part in _chunks(x)]
             return zs[0] if len(zs) == 1 else torch.cat(zs)
         *hidden, (W_last, b_last) = self.layers(theta)
         for W, b in hidden:
@@ -144,10 +67,10 @@ class MLP:
     @quiet
     def linearize(self, theta: Tensor, x: Tensor) -> "LinearizedMLP | Chunks":
         """z + J dθ around θ."""
-        layers, parts = self.layers(_raw(theta)), []
+        layers, parts = self.layers(raw(theta)), []
         for part in _chunks(x):
-            *hidden, z = self._activations(layers, _raw(part))
-            parts.append(LinearizedMLP(self, layers, _tensor(z), hidden))
+            *hidden, z = self._activations(layers, raw(part))
+            parts.append(LinearizedMLP(self, layers, tensor(z), hidden))
         return parts[0] if len(parts) == 1 else Chunks(parts)
 
     def squared_error(self, theta: Tensor) -> "SquaredError":
@@ -170,7 +93,7 @@ class MLP:
 
 def _propagate(activation: Activation, layers: list[tuple[Array, Array]], x: Array, outs: list) -> list[Array]:
     """[x, h₁, …, z], into the arrays `outs` where there are such."""
-    phi, last, matmul = activation.inplace, len(layers) - 1, _lib(x).matmul
+    phi, last, matmul = activation.inplace, len(layers) - 1, lib(x).matmul
     hs = [x]
     for k, ((W, b), out) in enumerate(zip(layers, outs, strict=True)):
         h = matmul(hs[-1], W.T, out=out)
@@ -187,20 +110,20 @@ class SquaredError:
     """
 
     def __init__(self, net: MLP, theta: Tensor):
-        self.net, self.layers, self.grad = net, net.layers(_raw(theta)), torch.empty_like(theta)
-        self.grads = net.layers(_raw(self.grad))
+        self.net, self.layers, self.grad = net, net.layers(raw(theta)), torch.empty_like(theta)
+        self.grads = net.layers(raw(self.grad))
         self.kept: dict[int, tuple[Any, ...]] = {}
 
     @quiet
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """The gradient (P,) on one minibatch."""
         if (n := len(x)) not in self.kept:
-            outs, ss, slopes = ([_raw(x.new_empty(n, o)) for o in self.net.sizes[1:]] for _ in range(3))
-            self.kept[n] = _raw(x.new_ones(n)), outs, ss, slopes
+            outs, ss, slopes = ([raw(x.new_empty(n, o)) for o in self.net.sizes[1:]] for _ in range(3))
+            self.kept[n] = raw(x.new_ones(n)), outs, ss, slopes
         ones, outs, ss, slopes = self.kept[n]
-        matmul, slope = _lib(ones).matmul, self.net.activation.slope
-        *hs, s = _propagate(self.net.activation, self.layers, _raw(x), outs)
-        s -= _raw(t)
+        matmul, slope = lib(ones).matmul, self.net.activation.slope
+        *hs, s = _propagate(self.net.activation, self.layers, raw(x), outs)
+        s -= raw(t)
         s *= 2 / len(s)
         for k in range(len(hs) - 1, -1, -1):
             dW, db = self.grads[k]
@@ -221,14 +144,14 @@ class LinearizedMLP:
     def __init__(self, net: MLP, layers: list[tuple[Array, Array]], z: Tensor, hidden: list[Array]):
         self.net, self.layers, self.z, self.hidden, self.size = net, layers, z, hidden, net.size
         self._slopes = [net.activation.slope(h) for h in hidden[1:]]
-        self._ones = _lib(hidden[0]).ones_like(hidden[0][:, 0])
+        self._ones = lib(hidden[0]).ones_like(hidden[0][:, 0])
 
     @quiet
     def jvp(self, v: Tensor) -> Tensor:
         """J v: (P,) → (N, K)."""
         # ṡₗ = hₗ₋₁ Ẇₗᵀ + ḃₗ + ḣₗ₋₁ Wₗᵀ,   ḣₗ = φ′ₗ ṡₗ
         dh = None
-        layers = zip(self.layers, self.net.layers(_raw(v)), self.hidden, strict=True)
+        layers = zip(self.layers, self.net.layers(raw(v)), self.hidden, strict=True)
         for k, ((W, _), (dW, db), h) in enumerate(layers):
             ds = h @ dW.T
             ds += db
@@ -237,12 +160,12 @@ class LinearizedMLP:
             if k < len(self._slopes):
                 ds *= self._slopes[k]
             dh = ds
-        return _tensor(dh)
+        return tensor(dh)
 
     @quiet
     def vjp(self, u: Tensor) -> Tensor:
         """Jᵀ u, summed over samples: (N, K) → (P,)."""
-        return self.gathered(self.signals(_raw(u)))
+        return self.gathered(self.signals(raw(u)))
 
     def along(self, b: Tensor) -> "LinearizedMLPAlong":
         """The one output bᵀz."""
@@ -256,8 +179,8 @@ class LinearizedMLP:
             u = torch.zeros_like(self.z)
             u[:, k] = 1
             parts = []
-            for s, h in zip(self.signals(_raw(u)), self.hidden, strict=True):
-                s, h = _tensor(s), _tensor(h)
+            for s, h in zip(self.signals(raw(u)), self.hidden, strict=True):
+                s, h = tensor(s), tensor(h)
                 parts += [(s.unsqueeze(2) * h.unsqueeze(1)).flatten(1), s]
             torch.cat(parts, 1, out=J[:, k])
         return J
@@ -276,8 +199,8 @@ class LinearizedMLP:
         """Their gradient in θ (P,), summed over samples."""
         # W̄ₗ = sₗᵀ hₗ₋₁,  b̄ₗ = Σ sₗ
         out = self.z.new_empty(self.size)
-        matmul = _lib(self._ones).matmul
-        for (W_out, b_out), s, h in zip(self.net.layers(_raw(out)), signals, self.hidden, strict=True):
+        matmul = lib(self._ones).matmul
+        for (W_out, b_out), s, h in zip(self.net.layers(raw(out)), signals, self.hidden, strict=True):
             matmul(s.T, h, out=W_out)
             matmul(self._ones, s, out=b_out)  # a sum over N takes four times as long
         return out
@@ -291,23 +214,23 @@ class LinearizedMLPAlong(Along):
     @quiet
     def __init__(self, lin: LinearizedMLP, b: Tensor):
         super().__init__(lin, b)
-        self._signals = lin.signals(_raw(b))
+        self._signals = lin.signals(raw(b))
 
     @quiet
     def jvp(self, v: Tensor) -> Tensor:
         """bᵀJ v: (P,) → (N, 1)."""
         # bᵀJv = Σₗ sₗᵀ (Ẇₗ hₗ₋₁ + ḃₗ)
         Jv = 0
-        for (dW, db), s, h in zip(self.lin.net.layers(_raw(v)), self._signals, self.lin.hidden, strict=True):
+        for (dW, db), s, h in zip(self.lin.net.layers(raw(v)), self._signals, self.lin.hidden, strict=True):
             ds = h @ dW.T
             ds += db
-            Jv = Jv + _lib(ds).einsum("no,no->n", ds, s)
-        return _tensor(Jv).unsqueeze(-1)
+            Jv = Jv + lib(ds).einsum("no,no->n", ds, s)
+        return tensor(Jv).unsqueeze(-1)
 
     @quiet
     def vjp(self, u: Tensor) -> Tensor:
         """Jᵀ b u: (N, 1) → (P,)."""
-        return self.lin.gathered([s * _raw(u) for s in self._signals])
+        return self.lin.gathered([s * raw(u) for s in self._signals])
 
 
 class Chunks:

@@ -35,8 +35,9 @@ from rl_natgrad.optim.solvers import (
     svd,
     woodbury,
 )
+from rl_natgrad.policy.activations import Activation, Relu, Sigmoid, Tanh
 from rl_natgrad.policy.heads import Head
-from rl_natgrad.policy.mlp import MLP, Activation, Relu, Sigmoid, Tanh
+from rl_natgrad.policy.mlp import MLP
 from rl_natgrad.policy.networks import Network, ValueNetwork, cnn
 from rl_natgrad.policy.policy import Policy, head_for, with_head
 from rl_natgrad.rollout.collector import Rollout

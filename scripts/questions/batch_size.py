@@ -176,7 +176,8 @@ def digits(job: Row) -> list[Row]:
     """Each optimizer and minibatch size, at the rate that validates best: test NLL, and sharpness."""
     from sklearn.datasets import load_digits
 
-    from rl_natgrad.policy.mlp import MLP, Relu
+    from rl_natgrad.policy.activations import Relu
+    from rl_natgrad.policy.mlp import MLP
 
     x, y = load_digits(return_X_y=True)
     order = np.random.default_rng(job["split"]).permutation(len(x))
