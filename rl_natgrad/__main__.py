@@ -10,7 +10,7 @@ rl_natgrad {version}: policy gradients with a real trust region
   python -m rl_natgrad.train algo=trpo env=CartPole      train; -m for a sweep, resume=RUN to go on
   python -m rl_natgrad.evaluate run=RUN episodes=20      play a trained policy, and film it
   python -m rl_natgrad.compare runs                      groups, intervals over seeds, curves
-  tensorboard --logdir runs                              watch
+  python -m rl_natgrad.watch runs                        TensorBoard, the runs named by what differs
 
 Each says more with --help; python -m rl_natgrad.train --help metrics says what every logged number means.
 """

@@ -333,7 +333,8 @@ def test_help_and_version_exit_0(option, part, tmp_path, monkeypatch, capsys):
 def test_the_package_says_what_there_is(capsys):
     assert package.main([]) == 0 and package.main(["--help"]) == 0
     out, err = capsys.readouterr()
-    assert err == "" and all(f"python -m rl_natgrad.{door}" in out for door in ("train", "evaluate", "compare"))
+    doors = ("train", "evaluate", "compare", "watch")
+    assert err == "" and all(f"python -m rl_natgrad.{door}" in out for door in doors)
     assert package.main(["algo=trpo"]) == 2
     assert capsys.readouterr().err.startswith("error: 'algo=trpo' is for one of these; write python -m rl_")
 

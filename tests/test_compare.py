@@ -382,11 +382,12 @@ def test_files_and_aggregates(two_algos, capsys):
     ]
     assert "| trpo | 3 |" in (written / "summary.md").read_text()
     assert "pg > trpo" in (written / "summary.md").read_text()
-    lines = {name: points(written / "trpo" / name) for name in ("iqm", "low", "high")}
-    middle, low, high = (dict(line["rollout/return"]) for line in lines.values())
+    assert [path.parent.name for path in sorted(written.rglob("events.*"))] == ["pg", "trpo"]  # one run per group
+    assert out.endswith(f"watch   tensorboard --logdir {written}\n")
+    lines = points(written / "trpo")
+    middle, low, high = (dict(lines[f"rollout/return{end}"]) for end in ("", "/low", "/high"))
     assert min(middle) == 100 and max(middle) == 300 and middle[300] == 481
     assert middle[100] == 101 and (low[100], high[100]) == (100, 102)
-    assert dict(lines["iqm"]["rollout/return/low"]) == low
 
 
 def evaluated(root, ends):
@@ -450,11 +451,11 @@ def test_the_runs_of_a_sweep_are_found_by_its_folder(two_algos, capsys):
 @pytest.mark.usefixtures("undrawn")
 def test_the_band_is_a_custom_chart(two_algos, capsys):
     said(capsys, two_algos)
-    told = EventAccumulator(str(two_algos / "CartPole-v1" / "compare" / "pg" / "iqm")).Reload()
+    told = EventAccumulator(str(two_algos / "CartPole-v1" / "compare" / "pg")).Reload()
     page = Layout.FromString(told.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
     (series,) = page.category[0].chart[0].margin.series
     assert (series.value, series.lower, series.upper) == (
-        "rollout/return/iqm",
+        "rollout/return",
         "rollout/return/low",
         "rollout/return/high",
     )
@@ -463,10 +464,15 @@ def test_the_band_is_a_custom_chart(two_algos, capsys):
 @pytest.mark.usefixtures("undrawn")
 def test_a_second_call_neither_counts_nor_keeps_the_first(two_algos, capsys):
     out = two_algos / "compare"
+    for line in ("iqm", "low", "high"):  # as versions before 0.2 left them
+        (out / "trpo" / line).mkdir(parents=True)
+        (out / "trpo" / line / "events.out.tfevents.0").touch()
+    (out / "compare.json").write_text(json.dumps({"aggregates": ["trpo"]}))
     first, second = (said(capsys, two_algos, f"out={out}")[1] for _ in range(2))
     assert second.split("wrote")[0] == first.split("wrote")[0]
     assert f"rewrote {out}/summary.csv, summary.md" in second
-    assert len(points(out / "trpo" / "iqm")["rollout/return"]) == 200
+    assert len(points(out / "trpo")["rollout/return"]) == 200 == len(points(out / "pg")["rollout/return"])
+    assert len(list((out / "trpo").rglob("events.*"))) == 1
     said(capsys, two_algos / "CartPole-v1" / "pg", f"out={out}")
     assert not list((out / "trpo").rglob("events.*")) and list((out / "pg").rglob("events.*"))
 
@@ -475,7 +481,7 @@ def test_a_second_call_neither_counts_nor_keeps_the_first(two_algos, capsys):
 def test_no_band_for_one_seed(tmp_path, capsys):
     write_run(tmp_path)
     said(capsys, tmp_path, f"out={tmp_path / 'out'}")
-    assert [path.name for path in (tmp_path / "out" / "trpo").iterdir()] == ["iqm"]
+    assert list(points(tmp_path / "out" / "trpo")) == ["rollout/return"]
 
 
 def test_a_write_that_fails_is_one_line_with_path_and_errno(two_algos, capsys):

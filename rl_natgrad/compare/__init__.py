@@ -57,7 +57,7 @@ def answer(options: Options, argv: Sequence[str]) -> None:
         aggregates.write(comparisons, options.metric, out)
 
     _replacing([*figures, *profiles, out / "summary.csv", out / "summary.md"], write)
-    print(f"watch   tensorboard --logdir {common}")
+    print(f"watch   tensorboard --logdir {shlex.quote(str(out))}")
 
 
 def _replacing(files: Sequence[Path], write: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""IQM, low and high of each group as TensorBoard runs, beside the runs they sum up."""
+"""IQM, low and high of each group as one TensorBoard run, in a folder of their own."""
 
 import json
 import re
@@ -11,39 +11,34 @@ from rl_natgrad.run.events import EventFile, layout
 from rl_natgrad.run.files import write_json
 
 MARK = "compare.json"
-LINES = ("iqm", "low", "high")
+EARLIER = ("iqm", "low", "high")  # folders below a group's, one line each, of earlier versions
 
 
 def write(comparisons: Sequence[Comparison], metric: str, out: Path) -> None:
-    """<out>/[<environment>/]<group>/{iqm,low,high}, each with the metric at x = environment steps.
+    """<out>/[<environment>/]<group>, a run with the metric at x = environment steps.
 
-    The three share the metric's tag, so that they lie over the runs on its chart; the `iqm` run also has a
-    custom chart with the band filled in. What is known once has no curve. What an earlier call wrote in `out` is
-    removed first.
+    The metric's own tag has the IQM, <metric>/low and <metric>/high its interval, and a custom chart fills that.
+    What is known once has no curve. What an earlier call wrote in `out` is removed first.
     """
     folders = {}
     for comparison in (c for c in comparisons if not c.known_once):
         for group in comparison.groups:
             parts = [comparison.env, group.label] if len(comparisons) > 1 else [group.label]
-            names = [re.sub(r"[^\w.=+\[\]-]+", "-", part) for part in parts]  # that every file system takes
+            names = [re.sub(r"[^\w.=+\[\] -]+", "-", part) for part in parts]  # that every file system takes
             folders[out.joinpath(*names)] = group
     _remove_earlier(out)
     write_json(out / MARK, {"aggregates": [folder.relative_to(out).as_posix() for folder in folders]})
     for folder, group in folders.items():
         grid, *curves = band(group.runs, "steps")
-        lines = {name: line for name, line in zip(LINES, curves, strict=True) if line is not None}
-        for name, line in lines.items():
-            whole = name == "iqm" and len(lines) > 1
-            drawn = {f"{metric}/{each}": values for each, values in lines.items()} if whole else {}
-            _write_run(folder / name, metric, grid, {metric: line} | drawn)
+        tags = (metric, f"{metric}/low", f"{metric}/high")
+        _write_run(folder, grid, {tag: line for tag, line in zip(tags, curves, strict=True) if line is not None})
 
 
-def _write_run(path: Path, metric: str, grid: Array, tags: dict[str, Array]) -> None:
+def _write_run(path: Path, grid: Array, tags: dict[str, Array]) -> None:
     path.mkdir(parents=True, exist_ok=True)
     events = EventFile(path)
     if len(tags) > 1:
-        bands = {f"{metric}: IQM and 95 % interval": [f"{metric}/{each}" for each in LINES]}
-        events.summary(layout("compare", {}, bands))
+        events.summary(layout("compare", {}, {f"{next(iter(tags))}: IQM and 95 % interval": list(tags)}))
     for index, step in enumerate(grid):
         events.scalars({tag: float(line[index]) for tag, line in tags.items()}, round(float(step)))
     events.close()
@@ -56,7 +51,7 @@ def _remove_earlier(out: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         return
     for folder in earlier:
-        for path in (out / str(folder) / name for name in LINES):
+        for path in (out / str(folder) / name for name in ("", *EARLIER)):
             if path.resolve().is_relative_to(out.resolve()):
                 for file in path.glob("events.out.tfevents.*"):
                     file.unlink()

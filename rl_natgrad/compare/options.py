@@ -13,8 +13,8 @@ HELP = """\
 python -m rl_natgrad.compare FOLDERS… [key=value …]
 
 Finds runs at any depth below FOLDERS (those of a sweep: runs/sweeps/<name>), groups them by what differs (never
-by seed), and compares the groups: a table here, and curves.png, summary.csv, summary.md and TensorBoard aggregates
-(IQM, low, high) in `out`; of several environments also profile.png, which sums them up.
+by seed), and compares the groups: a table here, and curves.png, summary.csv, summary.md and a TensorBoard run for
+each group (IQM and interval) in `out`; of several environments also profile.png, which sums them up.
 
   by          keys to group by, with commas: algo, solver, algo.delta …  [whatever differs between the runs]
               by=env compares within each environment; by=versions tells runs of different versions apart

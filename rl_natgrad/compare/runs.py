@@ -42,16 +42,14 @@ class Run:
 def read_runs(options: Options) -> tuple[list[Run], list[str]]:
     """Every run below the folders that can be compared, and a line about each that is unfinished or left out.
     Raises: CompareError where nothing is left."""
-    paths = find_runs(folder for given in options.folders for folder in _of_sweep(given))
+    paths = find(options.folders)
     if not paths:
         raise CompareError(f"no runs (folders with a run.json) below {', '.join(map(str, options.folders))}")
     runs, notes, tags = [], [], set()
     for path in paths:
         try:
             record, rows = read_record(path), read_rows(path)
-            config = _flat(record["config"]) | _flat(record.get("versions") or {}, "versions.")
-            if not {"algo.name", "env.id"} <= config.keys():
-                raise ValueError(f"{path}: its config names no algo.name or env.id")
+            config = _config(path, record)
         except (OSError, ValueError) as error:
             notes.append(f"unreadable, left out: {error}")
             continue
@@ -71,6 +69,24 @@ def read_runs(options: Options) -> tuple[list[Run], list[str]]:
         hint = f"; did you mean metric={near[0]}?" if near else ""
         raise CompareError(f"none of the {len(paths)} runs can be compared by {options.metric}{hint}")
     return runs, notes
+
+
+def find(folders: Iterable[Path]) -> list[Path]:
+    """Every run below `folders`, of which a sweep's stands for its runs."""
+    return find_runs(folder for given in folders for folder in _of_sweep(given))
+
+
+def without_curve(path: Path) -> Run:
+    """The run in folder `path`, as its record has it. Raises: OSError, ValueError where it is none."""
+    return Run(path, _config(path, read_record(path)), {}, np.empty(0))
+
+
+def _config(path: Path, record: Mapping) -> dict[str, object]:
+    """The flat config of a run's record, versions.* beside it. Raises: ValueError where it is no run's."""
+    config = _flat(record["config"]) | _flat(record.get("versions") or {}, "versions.")
+    if not {"algo.name", "env.id"} <= config.keys():
+        raise ValueError(f"{path}: its config names no algo.name or env.id")
+    return config
 
 
 def _judge(path: Path, record: Mapping, rows: Sequence[Mapping], options: Options) -> tuple[str | None, bool]:
@@ -229,6 +245,27 @@ def _group(runs: Sequence[Run], keys: list[str], automatic: bool) -> tuple[dict[
             notes += said
         groups[label] = group
     return dict(sorted(groups.items())), notes
+
+
+def names(runs: Iterable[Run]) -> dict[str, Run]:
+    """The runs under names for people: what differs between them, then the seed, and last the folder's name where
+    that is not enough: `trpo delta=0.02 s3`, or with several environments `Acrobot-v1 trpo delta=0.02 s3`."""
+    by_env: dict[str, list[Run]] = {}
+    for run in runs:
+        by_env.setdefault(run.env, []).append(run)
+    named: dict[str, list[Run]] = {}
+    for env, inside in by_env.items():
+        keys = ["algo.name", *(key for key in _differing(inside) if key != "algo.name")]
+        signatures = [_signature(run, keys) for run in inside]
+        everyone = [dict(signature) for signature in dict.fromkeys(signatures)]
+        labels = {signature: _label(dict(signature), everyone) for signature in dict.fromkeys(signatures)}
+        for run, signature in zip(inside, signatures, strict=True):
+            words = [*[env] * (len(by_env) > 1), labels[signature], f"s{run.config.get('seed')}"]
+            named.setdefault(" ".join(words), []).append(run)
+    return {
+        name if len(alike) == 1 else f"{name} {run.path.name}": run
+        for name, alike in named.items() for run in alike
+    }  # fmt: skip
 
 
 def _signature(run: Run, keys: Iterable[str]) -> tuple[tuple[str, object], ...]:

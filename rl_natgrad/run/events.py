@@ -10,7 +10,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -95,24 +95,17 @@ def _crc_entry(byte: int) -> int:
 _CRC_TABLE = tuple(_crc_entry(byte) for byte in range(256))
 
 
-def hparams_start(
-    values: Mapping[str, bool | float | str], metrics: Sequence[str], first: Collection[str] = ()
-) -> list[Summary]:
-    """What the HPARAMS page needs when a run begins: the experiment (its columns) and this run's values.
+def hparams_start(values: Mapping[str, bool | float | str]) -> Summary:
+    """What the HPARAMS page needs when a run begins: its values.
 
-    The page shows five columns until told otherwise, those said to differ before others: `first`.
+    No run says which columns there are, as TensorBoard would take them from an arbitrary one: then it shows what
+    any of the runs has, what differs between them first, and the final value of every scalar.
     """
-    kinds = {bool: ("bool_value", api_pb2.DATA_TYPE_BOOL), str: ("string_value", api_pb2.DATA_TYPE_STRING)}
     session = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
-    experiment = api_pb2.Experiment(time_created_secs=time.time())
     for key, value in values.items():
-        field, kind = kinds.get(type(value), ("number_value", api_pb2.DATA_TYPE_FLOAT64))
+        field = {bool: "bool_value", str: "string_value"}.get(type(value), "number_value")
         setattr(session.hparams[key], field, value)
-        experiment.hparam_infos.add(name=key, type=kind, differs=key in first)
-    for tag in metrics:
-        experiment.metric_infos.add(name=api_pb2.MetricName(tag=tag))
-    start = _hparams("session_start_info", session_start_info=session)
-    return [_hparams("experiment", experiment=experiment), start]
+    return _hparams("session_start_info", session_start_info=session)
 
 
 def hparams_end(success: bool) -> Summary:

@@ -15,13 +15,6 @@ CHARTS = {
     "KL: predicted, realised": ["policy/kl_predicted", "policy/kl"],
     "surrogate gain: predicted, realised": ["policy/gain_predicted", "policy/gain"],
 }
-# TensorBoard takes the columns of its HPARAMS page from one arbitrary run. So every run records what people
-# sweep most, overridden or not, and adds what else it overrode.
-USUAL = (
-    "seed", "total_steps", "num_envs", "horizon", "algo.delta", "algo.lr", "algo.gamma", "algo.lam",
-    "solver.name", "solver.damping", "solver.max_iter", "fisher.name", "fisher.fraction",
-    "optimizer.name", "optimizer.lr", "critic.name", "critic.lr", "policy.name",
-)  # fmt: skip
 
 
 class Logger:
@@ -59,11 +52,8 @@ class Logger:
             self._events.scalars(values, row["step"])
 
     def hparams(self, config: Mapping, overrides: Sequence[str] = ()) -> None:
-        """What the HPARAMS page shows of this run: algorithm, environment, and what was overridden."""
-        values = hparams(config, overrides)
-        first = {"algo", "env", *(_key(override) for override in overrides)} - {"seed"}
-        for summary in events.hparams_start(values, ["eval/return", "rollout/return"], first):
-            self._events.summary(summary)
+        """What the HPARAMS page shows of this run: algorithm, environment, seed, and what was overridden."""
+        self._events.summary(events.hparams_start(hparams(config, overrides)))
 
     def close(self, outcome: str | None = None) -> None:
         """The files are closed, once; HPARAMS says how the run ended when `outcome` is given.
@@ -80,16 +70,15 @@ class Logger:
 
 
 def hparams(config: Mapping, overrides: Sequence[str] = ()) -> dict[str, bool | float | str]:
-    """Algorithm, environment, the usual suspects and the overridden keys of `config`, as scalars."""
-    keys = [*USUAL, *(_key(override) for override in overrides)]
-    found = {"algo": config["algo"]["name"], "env": config["env"]["id"]}
-    for key in dict.fromkeys(keys):
+    """Algorithm, environment, seed and the overridden keys of `config` that are of the method, as scalars."""
+    found = {"algo": config["algo"]["name"], "env": config["env"]["id"], "seed": config["seed"]}
+    for key in dict.fromkeys(override.split("=", 1)[0].lstrip("+") for override in overrides):
         value: object = config
         for part in key.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         if isinstance(value, Mapping):  # a group, such as solver=cg
             value = value.get("name")
-        if value is not None and key not in ("runs_dir", "resume"):
+        if value is not None and key not in ("runs_dir", "resume", "total_steps"):
             plain = value if isinstance(value, bool | int | float) else str(value)
             found.setdefault(key.removesuffix(".name"), plain)
     return found
@@ -108,11 +97,6 @@ def cut(path: str | Path, update: int) -> list[dict]:
             kept.append(row)
     write_atomically(Path(path) / METRICS, "".join(json.dumps(row) + "\n" for row in kept).encode())
     return kept
-
-
-def _key(override: str) -> str:
-    """algo.delta of algo.delta=0.02."""
-    return override.split("=", 1)[0].lstrip("+")
 
 
 def _plain(value: float) -> float | int:

@@ -38,7 +38,7 @@ def sweep(asked: Multirun) -> int:
             plan, launch, keys.jobs or at_once, job_timeout=keys.job_timeout, fail_fast=keys.fail_fast, view=view
         )
         view.save()
-        view.say(f"sweep   {folder}", f"watch   tensorboard --logdir {runs_dir}")
+        view.say(f"sweep   {folder}", f"watch   python -m rl_natgrad.watch {shlex.quote(str(folder))}")
         view.say(f"{plan.opening()} · {pool.at_once} at once")
         with view:
             pool.work()
