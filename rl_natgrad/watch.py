@@ -66,11 +66,13 @@ def serve(folders: Sequence[Path], options: Sequence[str], scratch: Path) -> int
     with open(log, "wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as board:
         try:
             while board.poll() is None:
-                if address is None and (found := re.search(r"(http://\S+)\s", log.read_text())):
-                    address = found[1]
-                    print(f"watch   {address}?{PAGE}#timeseries", flush=True)
-                time.sleep(EVERY if address else 0.1)
-                runs = link(folders, view, runs)
+                if address:
+                    time.sleep(EVERY)
+                    runs = link(folders, view, runs)
+                elif address := re.search(r"(http://\S+)\s", log.read_text()):
+                    print(f"watch   {address[1]}?{PAGE}#timeseries", flush=True)
+                else:
+                    time.sleep(0.1)
         finally:
             board.terminate()
     return say(log.read_text().strip().rpartition("\n")[2], 1) if board.returncode else 0

@@ -454,6 +454,7 @@ def test_the_band_is_a_custom_chart(two_algos, capsys):
     told = EventAccumulator(str(two_algos / "CartPole-v1" / "compare" / "pg")).Reload()
     page = Layout.FromString(told.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
     (series,) = page.category[0].chart[0].margin.series
+    assert all(told.SummaryMetadata(tag).summary_description for tag in told.Tags()["scalars"])
     assert (series.value, series.lower, series.upper) == (
         "rollout/return",
         "rollout/return/low",

@@ -184,6 +184,8 @@ def test_two_jobs_one_of_which_fails(tmp_path):
     assert bad["outcome"] == "failed" and "ValueError: the pole fell over" in bad["error"]
     assert folder.read_record(good["run"])["outcome"] == "finished"
     assert "sweep.skip_finished=true" in text and "2 jobs: 1 finished, 1 failed" in text
+    (swept,) = (tmp_path / "sweeps").iterdir()
+    assert f"watch   python -m rl_natgrad.watch {swept}\n" in text
 
 
 def test_a_refused_sweep_leaves_nothing(tmp_path):

@@ -2,13 +2,14 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rl_natgrad.compare.stats import Array
 from rl_natgrad.compare.summary import Comparison, band
 from rl_natgrad.run.events import EventFile, layout
 from rl_natgrad.run.files import write_json
+from rl_natgrad.run.tags import describe
 
 MARK = "compare.json"
 EARLIER = ("iqm", "low", "high")  # folders below a group's, one line each, of earlier versions
@@ -30,13 +31,18 @@ def write(comparisons: Sequence[Comparison], metric: str, out: Path) -> None:
     write_json(out / MARK, {"aggregates": [folder.relative_to(out).as_posix() for folder in folders]})
     for folder, group in folders.items():
         grid, *curves = band(group.runs, "steps")
-        tags = (metric, f"{metric}/low", f"{metric}/high")
-        _write_run(folder, grid, {tag: line for tag, line in zip(tags, curves, strict=True) if line is not None})
+        told = {
+            metric: f"IQM over {len(group.runs)} runs of: {describe(metric) or metric}",
+            f"{metric}/low": "lower end of the IQM's 95 % bootstrap interval",
+            f"{metric}/high": "upper end of the IQM's 95 % bootstrap interval",
+        }
+        tags = {tag: line for tag, line in zip(told, curves, strict=True) if line is not None}
+        _write_run(folder, grid, tags, told)
 
 
-def _write_run(path: Path, grid: Array, tags: dict[str, Array]) -> None:
+def _write_run(path: Path, grid: Array, tags: Mapping[str, Array], told: Mapping[str, str]) -> None:
     path.mkdir(parents=True, exist_ok=True)
-    events = EventFile(path)
+    events = EventFile(path, describe=told.__getitem__)
     if len(tags) > 1:
         events.summary(layout("compare", {}, {f"{next(iter(tags))}: IQM and 95 % interval": list(tags)}))
     for index, step in enumerate(grid):
