@@ -8,7 +8,7 @@ def load(run, *, checkpoint="last", allow_import=False):
 
     Args:   run: a run folder.  checkpoint: "last", "best" (by evaluation) or the number of an update.
             allow_import: may an environment id such as module:Name-v0 import the module, which runs its code?
-    Returns: playback.agent.Agent, with act(obs, deterministic=True), config, spaces, update and step.
+    Returns: playback.agent.Agent, with act(obs, mask=None, deterministic=True), config, spaces, update and step.
     Raises:  ValueError, in one line, where the folder is no run, or its checkpoint missing or damaged;
              envs.errors.EnvSetupError where its environment cannot be made here.
     """

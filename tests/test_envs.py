@@ -261,7 +261,10 @@ def test_auto_never_depends_on_extras_and_can_be_restored(opened):
     ],
 )
 def test_what_cannot_be_made_is_one_line(id, backend, allow, kwargs, told):
-    cfg = SimpleNamespace(id=id, backend=backend, allow_import=allow, timeout=60.0, kwargs=kwargs)
+    cfg = SimpleNamespace(
+        id=id, backend=backend, allow_import=allow, timeout=60.0, kwargs=kwargs, frame_stack=None,
+        action_mask=False,
+    )
     with pytest.raises(EnvSetupError, match=re.escape(told)) as error:
         envs.make(cfg, 2, 0)
     assert "\n" not in str(error.value)

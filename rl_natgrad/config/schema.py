@@ -21,6 +21,7 @@ Seed = Annotated[int, Field(ge=0, le=2**63 - 1), BeforeValidator(_whole)]
 Natural = Annotated[int, Field(ge=0, le=10**12), BeforeValidator(_whole)]
 Count = Annotated[int, Field(ge=1, le=10**12), BeforeValidator(_whole)]
 Tries = Annotated[int, Field(ge=0, le=1000), BeforeValidator(_whole)]  # 0.99**1000 of a step is no step
+Stack = Annotated[int, Field(ge=1, le=100), BeforeValidator(_whole)]
 Size = Annotated[int, Field(ge=1, le=65_536), BeforeValidator(_whole)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -182,6 +183,8 @@ class Env(Section):
     normalize_obs: bool
     normalize_return: bool
     kwargs: Annotated[dict[str, JsonValue], Field(description="a mapping, such as {gravity: 9.8}")]
+    frame_stack: Stack | None
+    action_mask: bool
 
 
 class Eval(Section):

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from gymnasium import spaces
     from numpy.typing import NDArray
 
+    from rl_natgrad.envs.view import View
+
 Rows: TypeAlias = "tuple[NDArray, NDArray, NDArray, NDArray]"
 """obs (B, *O), reward (B,) float64, terminated (B,), truncated (B,)."""
 
@@ -18,12 +20,14 @@ class Envs(Protocol):
     A policy sees observations as a float32 vector or a uint8 image (channels first), and acts in [−1, 1] where
     a Box is finite.  NEXT_STEP: at an end the observation is the true last one; the following row is a reset
     row, whose action is ignored, reward 0 and flags False.  Arrays returned may be overwritten by the next call.
+    Where env.action_mask is set, observations end in the mask of the next action: see `view.MaskedObservations`.
     """
 
     backend: str  # sync, async, split, native or envpool
     restorable: bool  # has `state` and `load`
     note: str | None  # what was done to the observation, for the user
     num_envs: int  # B
+    view: View  # what a policy sees of one of them
     observation_space: spaces.Box  # a single environment's, as a policy sees it
     action_space: spaces.Space
     raw_observation_space: spaces.Space  # a single environment's own

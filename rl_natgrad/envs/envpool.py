@@ -11,7 +11,8 @@ from rl_natgrad.envs.contract import Rows
 from rl_natgrad.envs.cores import cores
 from rl_natgrad.envs.episode import Recipe, episode_seed
 from rl_natgrad.envs.errors import EnvRaised, EnvSetupError, one_line
-from rl_natgrad.envs.spaces import ObservationMap, WithSpaces
+from rl_natgrad.envs.spaces import ObservationMap
+from rl_natgrad.envs.view import WithSpaces
 
 
 class EnvpoolEnvs(WithSpaces):
@@ -21,6 +22,9 @@ class EnvpoolEnvs(WithSpaces):
 
     def __init__(self, recipe: Recipe, num_envs: int) -> None:
         self.id, self.num_envs = recipe.id, num_envs
+        if recipe.action_mask or recipe.frame_stack is not None:
+            key = "action_mask" if recipe.action_mask else "frame_stack"
+            raise EnvSetupError(f"env.{key} is not for env.backend=envpool; use sync")
         try:
             import envpool
         except ImportError as error:

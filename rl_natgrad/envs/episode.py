@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from rl_natgrad.envs.errors import EnvError, EnvRaised, note, one_line, theirs
 from rl_natgrad.envs.positions import Positions
-from rl_natgrad.envs.spaces import ObservationMap, brief
+from rl_natgrad.envs.spaces import brief
+from rl_natgrad.envs.view import FIELD, MASK, METHODS, View
 
 REAL = frozenset((float, int, np.float64, np.float32, np.int64, np.int32))
 BOOL = frozenset((bool, np.bool_))
@@ -39,17 +40,29 @@ class Recipe:
     kwargs: dict[str, Any]
     seed: int
     timeout: float
+    frame_stack: int | None = None
+    action_mask: bool = False
+
+    @property
+    def atari(self) -> bool:
+        """Whether it is one of ALE's games."""
+        return self.id.startswith("ALE/")
+
+    @property
+    def stack(self) -> int:
+        """Observations that `View` stacks; those of Atari games come stacked."""
+        return 1 if self.atari else self.frame_stack or 1
 
     def build(self) -> gym.Env:
         """One environment; Atari games as Mnih et al. 2015 saw them (84 × 84, grey, 4 frames)."""
-        if not self.id.startswith("ALE/"):
+        if not self.atari:
             with _no_model_warnings(self.spec):
                 return gym.make(self.spec, disable_env_checker=True, **self.kwargs)
         import ale_py
 
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # else a banner per environment
         env = gym.make(self.spec, disable_env_checker=True, **{"frameskip": 1, **self.kwargs})
-        return FrameStackObservation(AtariPreprocessing(env), 4)
+        return FrameStackObservation(AtariPreprocessing(env), self.frame_stack or 4)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a worker, which so needs no registration; ValueError where that cannot be."""
@@ -80,8 +93,8 @@ class Episode:
         self.number, self.done, self.terminated, self.truncated = -1, False, False, False
         self.actions: list[Any] = []
         self._build()
-        self.observation = ObservationMap(self.env.observation_space)
-        self.write = self.observation.write
+        view = View(self.env.observation_space, self.env.action_space, recipe.stack, recipe.action_mask)
+        self.first, self.next, self.allow, self.masked = view.first, view.next, view.allow, view.masked
 
     def _build(self) -> None:
         self.env = self.recipe.build()
@@ -110,9 +123,13 @@ class Episode:
         if type(result) is not tuple or len(result) != 2 or not isinstance(result[1], dict):
             raise self.error(f"reset returned {_arity(result)}, expected (observation, info)")
         try:
-            self.write(result[0], out)
+            self.first(result[0], out)
         except EnvError as error:
             raise self.error(f"reset: {error}") from error
+        if self.masked:
+            self._allow(result[1], out)
+        elif MASK in result[1]:
+            note(f"{self.recipe.id} gives {FIELD}; env.action_mask=true keeps the policy to it")
 
     def step(self, action: Any, out: NDArray) -> float:
         """One step: its reward; the observation goes into `out`, the end into terminated, truncated, done."""
@@ -128,16 +145,39 @@ class Episode:
             raise self.error(
                 f"step returned {_arity(result)}, expected (observation, reward, terminated, truncated, info)"
             )
-        observation, reward, terminated, truncated, _ = result
+        observation, reward, terminated, truncated, info = result
         try:
-            self.write(observation, out)
+            self.next(observation, out)
         except EnvError as error:
             raise self.error(str(error)) from error
         if type(reward) is not float and type(reward) not in REAL:
             reward = self._real(reward)
         if terminated is not False or truncated is not False or len(self.actions) >= self.limit:
             self._end(terminated, truncated)
+        if self.masked:
+            self._allow(info, out)
         return reward
+
+    def _allow(self, info: Any, out: NDArray) -> None:
+        """Writes what is allowed next behind the observation; after an end that is anything."""
+        if self.done:
+            self.allow(None, out)
+            return
+        mask, field = info.get(MASK) if isinstance(info, dict) else None, FIELD
+        method = next((name for name in METHODS if mask is None and self.env.has_wrapper_attr(name)), None)
+        try:
+            if method:
+                mask, field = self.env.get_wrapper_attr(method)(), f"{method}()"
+        except BaseException as error:
+            if not theirs(error):
+                raise
+            raise self.error(f"{method}() raised {one_line(error)}") from error
+        if mask is None:
+            raise self.error(f"{field} gives no mask, which env.action_mask=true needs after each reset and step")
+        try:
+            self.allow(mask, out, field)
+        except EnvError as error:
+            raise self.error(str(error)) from error
 
     def _end(self, terminated: Any, truncated: Any) -> None:
         if type(terminated) not in BOOL:

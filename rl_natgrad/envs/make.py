@@ -20,7 +20,7 @@ from rl_natgrad.envs.workers import AsyncEnvs
 
 
 def make(cfg: Any, num_envs: int, seed: int) -> Envs:
-    """The environments that `cfg` (id, backend, allow_import, timeout, kwargs) asks for.
+    """The environments that `cfg` (id, backend, allow_import, timeout, kwargs, frame_stack, action_mask) asks for.
 
     Raises: EnvSetupError, one line, where they cannot be used at all.
     """
@@ -29,7 +29,9 @@ def make(cfg: Any, num_envs: int, seed: int) -> Envs:
     try:
         # ids on envpool are its own
         spec = EnvSpec(cfg.id) if cfg.backend == "envpool" else find(cfg.id, cfg.allow_import)
-        return BACKENDS[cfg.backend](Recipe(cfg.id, spec, dict(cfg.kwargs), seed, cfg.timeout), num_envs)
+        kwargs = dict(cfg.kwargs)
+        recipe = Recipe(cfg.id, spec, kwargs, seed, cfg.timeout, cfg.frame_stack, cfg.action_mask)
+        return BACKENDS[cfg.backend](recipe, num_envs)
     except EnvSetupError:
         raise
     except EnvError as error:

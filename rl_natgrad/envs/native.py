@@ -13,7 +13,7 @@ from rl_natgrad.envs.contract import Rows
 from rl_natgrad.envs.episode import Recipe
 from rl_natgrad.envs.errors import EnvRaised, EnvSetupError, one_line
 from rl_natgrad.envs.positions import check_kind
-from rl_natgrad.envs.spaces import WithSpaces
+from rl_natgrad.envs.view import WithSpaces
 
 # The ids whose vectorised dynamics and episode ends equal the scalar environment's (tests/test_envs.py), and
 # the arguments both take. The JAX ones of Gymnasium do not qualify: they keep their state out of reach.
@@ -23,7 +23,8 @@ ARRAYS = ("state", "steps", "prev_done")  # where Gymnasium's environments stand
 
 def is_native(recipe: Recipe) -> bool:
     """Whether there is a vectorised environment of this id that takes these arguments."""
-    return recipe.id in NATIVE and recipe.kwargs.keys() <= NATIVE[recipe.id]
+    plain = recipe.stack == 1 and not recipe.action_mask
+    return recipe.id in NATIVE and recipe.kwargs.keys() <= NATIVE[recipe.id] and plain
 
 
 class Unchecked(spaces.Space):
@@ -43,7 +44,7 @@ class NativeEnvs(WithSpaces):
     def __init__(self, recipe: Recipe, num_envs: int) -> None:
         id, seed, limit = recipe.id, recipe.seed, recipe.spec.max_episode_steps or sys.maxsize
         if not is_native(recipe):
-            what = " with these env.kwargs" if id in NATIVE else ""
+            what = " with these env.kwargs, env.frame_stack and env.action_mask" if id in NATIVE else ""
             raise EnvSetupError(f"{id} has no vectorised environment{what}; use env.backend=sync")
         self.id, self.num_envs, self.seed = id, num_envs, seed
         self.env = CartPoleVectorEnv(num_envs, limit, **recipe.kwargs)

@@ -129,19 +129,6 @@ def _float32(bound: NDArray) -> NDArray:
         return bound.astype(np.float32)
 
 
-class WithSpaces:
-    """Environments whose own spaces are these: what `contract.Envs` says of spaces, and how actions get there."""
-
-    def __init__(self, observation: spaces.Space, action: spaces.Space) -> None:
-        seen = ObservationMap(observation)
-        self.raw_observation_space, self.raw_action_space = observation, action
-        self.observation_space, self.note = seen.space, seen.note
-        self.action_space, self.to_env = action_map(action)
-        for name, acts, raw in (("observation", seen.space, observation), ("action", self.action_space, action)):
-            if 0 in (acts.shape or ()):
-                raise EnvSetupError(f"{name} space {raw} has nothing in it")
-
-
 def action_map(space: spaces.Space) -> tuple[spaces.Space, Callable[[NDArray], NDArray]]:
     """The space the policy acts in, and the function from its actions (B, *A) to the environment's.
 
@@ -192,7 +179,7 @@ def _box_actions(space: spaces.Box) -> tuple[spaces.Box, Callable[[NDArray], NDA
 
 
 def to_plain(space: spaces.Space) -> Any:
-    """A space that `WithSpaces` takes, as JSON has it: its kind, then what makes it."""
+    """A space that an environment may have, as JSON has it: its kind, then what makes it."""
     match space:
         case spaces.Box():
             return ["Box", space.low.tolist(), space.high.tolist(), list(space.shape), space.dtype.str]

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from rl_natgrad.envs.contract import Rows
 from rl_natgrad.envs.episode import Episodes, Recipe
 from rl_natgrad.envs.positions import Positions, differing
-from rl_natgrad.envs.spaces import WithSpaces
+from rl_natgrad.envs.view import WithSpaces
 from rl_natgrad.envs.watchdog import Watchdog
 
 
@@ -24,7 +24,7 @@ class SyncEnvs(WithSpaces):
             with self.watchdog:
                 self.episodes.build()
             env = self.episodes.all[0].env
-            super().__init__(env.observation_space, env.action_space)
+            super().__init__(env.observation_space, env.action_space, recipe.stack, recipe.action_mask)
         except BaseException:
             self.close()
             raise

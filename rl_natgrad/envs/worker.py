@@ -18,7 +18,8 @@ from rl_natgrad.envs.episode import Episodes, Recipe
 from rl_natgrad.envs.errors import EnvError, EnvRaised, unmade
 from rl_natgrad.envs.leftovers import tidy
 from rl_natgrad.envs.positions import Positions
-from rl_natgrad.envs.spaces import WithSpaces, to_plain
+from rl_natgrad.envs.spaces import to_plain
+from rl_natgrad.envs.view import WithSpaces
 from rl_natgrad.envs.wire import BUILT, GRACE, NOTE, ready_soon, receive, send, shared
 
 PR_SET_PDEATHSIG = 1
@@ -73,7 +74,8 @@ def _build(sock: socket.socket, job: dict[str, Any]) -> tuple[Episodes, NDArray]
     episodes = Episodes(Recipe.from_dict(job["recipe"]), range(*job["indices"]))
     episodes.build(lambda: send(sock, BUILT))
     env = episodes.all[0].env
-    WithSpaces(env.observation_space, env.action_space)  # refuses those that nobody can use
+    recipe = episodes.recipe
+    WithSpaces(env.observation_space, env.action_space, recipe.stack, recipe.action_mask)  # refuses unusable ones
     send(sock, b".", json.dumps([to_plain(env.observation_space), to_plain(env.action_space)]).encode())
     (memory,) = socket.recv_fds(sock, 1, 1)[1]
     actions, *results, at = shared(memory, json.loads(receive(sock)[1]))

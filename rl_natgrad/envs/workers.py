@@ -23,7 +23,8 @@ from rl_natgrad.envs.cores import cores
 from rl_natgrad.envs.episode import CONSTRUCTOR, Episodes, Recipe
 from rl_natgrad.envs.errors import EnvError, EnvRaised, note
 from rl_natgrad.envs.positions import Positions, differing
-from rl_natgrad.envs.spaces import WithSpaces, to_space
+from rl_natgrad.envs.spaces import to_space
+from rl_natgrad.envs.view import WithSpaces
 from rl_natgrad.envs.watchdog import START, Watchdog
 from rl_natgrad.envs.wire import BUILT, GRACE, NOTE, SPIN, memory_file, ready_soon, receive, send, shared
 
@@ -83,9 +84,11 @@ class AsyncEnvs(WithSpaces):
             with self.watchdog:
                 self.own.build()
             env = self.own.all[0].env  # of one environment, or on one core, there is no worker to ask
-            super().__init__(env.observation_space, env.action_space)
+            raw = env.observation_space, env.action_space
         else:
-            super().__init__(*(to_space(plain) for plain in json.loads(told[0])))
+            observation, action = (to_space(plain) for plain in json.loads(told[0]))
+            raw = observation, action
+        super().__init__(*raw, self.recipe.stack, self.recipe.action_mask)
         self._share()
         self._wait("did not start", patience)
 

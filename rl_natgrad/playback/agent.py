@@ -15,7 +15,8 @@ from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.config.schema import Config
 from rl_natgrad.envs.errors import EnvError
 from rl_natgrad.envs.make import make
-from rl_natgrad.envs.spaces import ObservationMap, action_map
+from rl_natgrad.envs.spaces import action_map
+from rl_natgrad.envs.view import View
 from rl_natgrad.policy.policy import Policy
 from rl_natgrad.run.checkpoint import BEST, Checkpoints, fit, read, whole
 from rl_natgrad.run.records import RECORD, read_record
@@ -25,7 +26,7 @@ from rl_natgrad.version import __version__
 
 
 class Spaces(NamedTuple):
-    """The environment's own."""
+    """The environment's own; of stacked observations where the run has them."""
 
     observation: spaces.Space
     action: spaces.Space
@@ -37,40 +38,62 @@ class Agent:
     config: the run's.  spaces: the environment's own.  update, step: where in training the checkpoint stands.
     """
 
-    def __init__(self, cfg: Config, raw: Spaces, policy: Policy, update: int, step: int):
-        self.config, self.spaces, self.policy = cfg, raw, policy
+    def __init__(self, cfg: Config, raw: Spaces, view: View, policy: Policy, update: int, step: int):
+        stacked = batch_space(raw.observation, view.stack) if view.stack > 1 else raw.observation
+        self.config, self.spaces, self.policy = cfg, Spaces(stacked, raw.action), policy
         self.update, self.step = update, step
-        self._observation, self._to_env = ObservationMap(raw.observation), action_map(raw.action)[1]
+        self._view, self._to_env = view, action_map(raw.action)[1]
         self._rng = streams(cfg)[0]
 
-    def act(self, obs: Any, *, deterministic: bool = True) -> Any:
+    def act(self, obs: Any, mask: Any = None, *, deterministic: bool = True) -> Any:
         """The environment's own action, clipped and rescaled to its bounds, for one observation; or one for each
         of a batch (arrays with one axis more, also inside a Dict or Tuple).
 
-        Args:   deterministic: the most likely action, else one drawn from the policy.
-        Raises: ValueError where `obs` is not in the environment's observation space.
+        Args:   obs: with env.frame_stack=k the last k, as Gymnasium's FrameStackObservation(env, k) gives them.
+                mask: with env.action_mask=true, and only then: the info["action_mask"] that came with obs.
+                deterministic: the most likely action, else one drawn from the policy.
+        Raises: ValueError where `obs` is not in the environment's observation space, or `mask` is no mask of it.
         """
         rows, single = self._rows(obs)
+        self._allow(mask, rows, single)
         act = acting(self.policy, "deterministic" if deterministic else "stochastic", self._rng)
         action = self._to_env(act(rows))
         return action[0] if single else action
 
     def _rows(self, obs: Any) -> tuple[NDArray, bool]:
         """Observations as the policy sees them, (B, *O), and whether `obs` was a single one."""
-        space, seen = self.spaces.observation, self._observation
+        space, view = self.spaces.observation, self._view
         try:
             if isinstance(space, spaces.Box):
                 obs = np.asarray(obs).astype(space.dtype, casting="same_kind")  # lists and float64 are fine
             single = _rank(obs, space) == 0
             batch = [obs] if single else list(iterate(batch_space(space, _length(obs)), obs))
-            rows = np.empty((len(batch), *seen.space.shape), seen.space.dtype)
+            rows = np.zeros((len(batch), *view.space.shape), view.space.dtype)
             for one, row in zip(batch, rows, strict=True):
-                seen.write(one, row)
+                for frame in [one] if view.stack == 1 else iterate(space, one):
+                    view.next(frame, row)
         except (EnvError, TypeError, ValueError, LookupError) as error:
             raise ValueError(f"not an observation of {self.config.env.id}, nor a batch of them: {error}") from None
         if not np.isfinite(rows).all():
             raise ValueError("the observation holds numbers that are not finite")
         return rows, single
+
+    def _allow(self, mask: Any, rows: NDArray, single: bool) -> None:
+        """Writes the masks behind the observations."""
+        if not self._view.masked and mask is not None:
+            raise ValueError("the run has env.action_mask=false: write act(obs), without a mask")
+        if not self._view.masked:
+            return
+        if mask is None:
+            raise ValueError('the run has env.action_mask=true: write act(obs, info["action_mask"])')
+        masks = [mask] if single else list(mask)
+        if len(masks) != len(rows):
+            raise ValueError(f"{len(masks)} masks for {len(rows)} observations")
+        for one, row in zip(masks, rows, strict=True):
+            try:
+                self._view.allow(one, row, "mask")
+            except EnvError as error:
+                raise ValueError(str(error)) from None
 
 
 def load(run: str | Path, *, checkpoint: str | int = "last", allow_import: bool = False) -> Agent:
@@ -79,8 +102,8 @@ def load(run: str | Path, *, checkpoint: str | int = "last", allow_import: bool 
     cfg = _config(path, allow_import)
     file = _file(path, str(checkpoint))
     state = read(file)
-    raw = _spaces(cfg)
-    seen, acts = ObservationMap(raw.observation).space, action_map(raw.action)[0]
+    raw, view = _spaces(cfg)
+    seen, acts = view.space, action_map(raw.action)[0]
     try:
         fit({key: state.get(key) for key in ("update", "step")}, {"update": whole(), "step": whole()})
         size, dtype = build.policy_size(cfg, seen, acts), build.DTYPES[cfg.dtype]
@@ -90,7 +113,7 @@ def load(run: str | Path, *, checkpoint: str | int = "last", allow_import: bool 
         policy.observe.load(state["observe"])
     except (ValueError, RuntimeError) as error:  # the latter: torch, of a network that cannot be
         raise ValueError(f"{file} does not fit {path / RECORD}: {error}") from error
-    return Agent(cfg, raw, policy, state["update"], state["step"])
+    return Agent(cfg, raw, view, policy, state["update"], state["step"])
 
 
 def _config(path: Path, allow_import: bool) -> Config:
@@ -127,11 +150,11 @@ def _file(path: Path, which: str) -> Path:
     return files[name]
 
 
-def _spaces(cfg: Config) -> Spaces:
-    """The environment's own, of one that is made for the purpose."""
+def _spaces(cfg: Config) -> tuple[Spaces, View]:
+    """The environment's own and how a policy sees them, of one that is made for the purpose."""
     backend = cfg.env.backend if cfg.env.backend in ("envpool", "async") else "sync"
     with build.undisturbed(), closing(make(cfg.env.model_copy(update={"backend": backend}), 1, 0)) as envs:
-        return Spaces(envs.raw_observation_space, envs.raw_action_space)
+        return Spaces(envs.raw_observation_space, envs.raw_action_space), envs.view
 
 
 def _rank(obs: Any, space: spaces.Space) -> int:

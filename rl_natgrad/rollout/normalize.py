@@ -44,10 +44,13 @@ class RunningMoments:
 
 
 class ObservationNormalizer:
-    """(obs − mean) / std, clipped to ±10, with the moments as they were at the last `update`; in `dtype`."""
+    """(obs − mean) / std, clipped to ±10, with the moments as they were at the last `update`; in `dtype`.
 
-    def __init__(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> None:
-        self.moments, self.dtype = RunningMoments(shape), dtype
+    masked: so many last entries are an action mask, and stay as they are.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32, masked: int = 0) -> None:
+        self.moments, self.dtype, self.masked = RunningMoments(shape), dtype, masked
         self._freeze()
 
     def __call__(self, obs: NDArray) -> NDArray:
@@ -59,7 +62,7 @@ class ObservationNormalizer:
 
     def update(self, obs: NDArray) -> None:
         """Adds observations (N, *S); to be called between rollouts, after the policy's step."""
-        self.moments.update(obs)
+        self.moments.update(obs[:, : -self.masked] if self.masked else obs)
         self._freeze()
 
     def state(self) -> dict[str, NDArray]:
@@ -72,8 +75,8 @@ class ObservationNormalizer:
         self._freeze()
 
     def _freeze(self) -> None:
-        self._mean = self.moments.mean.astype(self.dtype)
-        self._scale = (1 / self.moments.std).astype(self.dtype)
+        self._mean = np.pad(self.moments.mean, (0, self.masked)).astype(self.dtype)
+        self._scale = np.pad(1 / self.moments.std, (0, self.masked), constant_values=1).astype(self.dtype)
 
 
 class Unchanged:

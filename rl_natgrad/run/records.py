@@ -13,7 +13,10 @@ MAX_BYTES = 16 * 2**20  # of a record: a thousand resumes take a tenth of that
 RENAMED = {"search/accepted": "line_search/accepted", "search/tries": "line_search/tries"}
 """Tags by the name that they have in older files: a search is Optuna's now."""
 
-ADDED: dict[str, Any] = {"dtype": "float32", "policy": {"std": "free"}, "optimizer": {"warmup": 0}}
+ADDED: dict[str, Any] = {
+    "dtype": "float32", "policy": {"std": "free"}, "optimizer": {"warmup": 0},
+    "env": {"frame_stack": None, "action_mask": False},
+}  # fmt: skip
 """Keys of the configuration that older records lack, with the values that those runs had."""
 
 

@@ -20,6 +20,7 @@ from rl_natgrad.algos.problem import Problem, empirical, gauss_newton, hessian, 
 from rl_natgrad.algos.trpo import trpo
 from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.config.schema import HAS_ROWS, Cnn, Config, Section
+from rl_natgrad.envs.view import MaskedObservations
 from rl_natgrad.optim.first_order import AdamP
 from rl_natgrad.optim.fisher import Fisher
 from rl_natgrad.optim.solvers import (
@@ -37,6 +38,7 @@ from rl_natgrad.optim.solvers import (
 )
 from rl_natgrad.policy.activations import Activation, Relu, Sigmoid, Tanh
 from rl_natgrad.policy.heads import Head
+from rl_natgrad.policy.masked import Masked, Unmasked
 from rl_natgrad.policy.mlp import MLP
 from rl_natgrad.policy.networks import Network, ValueNetwork, cnn
 from rl_natgrad.policy.policy import Policy, head_for, with_head
@@ -117,9 +119,9 @@ def build_policy(
     theta: its parameters; drawn from the run's seed where there are none yet.
     """
     head = _head(cfg, action_space)
-    net = _policy_network(cfg, obs_space, head)
+    net, (seen, masked) = _policy_network(cfg, obs_space, head), _parts(obs_space)
     normalize = cfg.env.normalize_obs and obs_space.dtype != np.uint8  # networks scale images themselves
-    observe = ObservationNormalizer(obs_space.shape, np.dtype(cfg.dtype)) if normalize else Unchanged()
+    observe = ObservationNormalizer(seen.shape, np.dtype(cfg.dtype), masked) if normalize else Unchanged()
     return Policy(net, head, _theta(cfg, net, "policy") if theta is None else theta, observe)
 
 
@@ -133,7 +135,10 @@ def build_critic(cfg: Config, obs_space: spaces.Box) -> Critic | NoCritic:
     """V(s): a network of the policy's kind with one output, and how it is fitted."""
     if cfg.critic is None or cfg.critic.name == "none":
         return NoCritic()
-    net = _network(cfg, cfg.critic, obs_space, 1, last_gain=1.0)
+    seen, masked = _parts(obs_space)
+    net = _network(cfg, cfg.critic, seen, 1, last_gain=1.0)
+    if masked:
+        net = Unmasked(net, seen.shape[0])
     theta = _theta(cfg, net, "critic")
     options = cfg.critic.model_dump(exclude={"name", "hidden", "activation"})
     if cfg.critic.name == "adam":
@@ -182,8 +187,15 @@ def _head(cfg: Config, action_space: spaces.Space) -> Head:
 
 
 def _policy_network(cfg: Config, obs_space: spaces.Box, head: Head) -> Network:
-    net = partial(_network, cfg, cfg.policy, obs_space, last_gain=0.01)
-    return with_head(net, head, cfg.policy.log_std)
+    seen, masked = _parts(obs_space)
+    net = with_head(partial(_network, cfg, cfg.policy, seen, last_gain=0.01), head, cfg.policy.log_std)
+    return Masked(net, seen.shape[0], head.size) if masked else net
+
+
+def _parts(obs_space: spaces.Box) -> tuple[spaces.Box, int]:
+    """The space of the observations alone, and how many rows of an action mask are behind them."""
+    seen = obs_space.seen if isinstance(obs_space, MaskedObservations) else obs_space
+    return seen, obs_space.shape[0] - seen.shape[0]
 
 
 def _network(cfg: Config, part: Section, obs_space: spaces.Box, outputs: int, *, last_gain: float) -> ValueNetwork:
