@@ -48,6 +48,51 @@ class Counting(gym.Env):
         return np.array([self.tag, self.at], np.float32)
 
 
+class Doors(gym.Env):
+    """Some doors are locked: an action that its mask does not allow is refused, and after an end there is none.
+
+    how: where the mask is given.  bad: what is given instead at step `at`.  images: their shape, if any.
+    """
+
+    def __init__(
+        self, nvec: list[int] | int = 4, how: str = "info", bad: str = "", at: int = 0, images: tuple = ()
+    ) -> None:
+        self.lengths, self.how, self.bad, self.when = np.ravel(nvec), how, bad, at
+        self.action_space = spaces.Discrete(nvec, start=2) if isinstance(nvec, int) else spaces.MultiDiscrete(nvec)
+        self.start = self.action_space.start if isinstance(nvec, int) else 0
+        self.observation_space = spaces.Box(0, 255, images, np.uint8) if images else spaces.Box(0, 1, (3,))
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        self.at, self.end = 0, 2 + seed % 5
+        return self.observation_space.sample(), self._info()
+
+    def step(self, action):
+        for one, mask in zip(np.ravel(action - self.start), self.parts, strict=True):
+            assert mask[one], f"{action} is not allowed"
+        self.at += 1
+        return self.observation_space.sample(), 1.0, self.at == self.end, False, self._info()
+
+    def _info(self) -> dict[str, Any]:
+        self.parts = [self.np_random.integers(2, size=n) for n in self.lengths]
+        for part in self.parts:
+            part[self.np_random.integers(len(part))] = 1
+        self.mask = MASKS[self.bad] if self.bad and self.at == self.when else np.concatenate(self.parts)
+        if self.at == self.end:
+            return {"action_mask": np.zeros(2)}
+        if self.how == "tuple":
+            self.mask = tuple(self.parts)
+        return {} if self.how == "method" or self.mask is None else {"action_mask": self.mask}
+
+    def action_masks(self):
+        if self.how != "method":
+            return None
+        if self.bad == "raises" and self.at == self.when:
+            _raise()
+        return self.mask.astype(bool)
+
+
 class Private(Counting):
     """Draws from a source that no seed reaches, so that it cannot be replayed."""
 
@@ -213,6 +258,19 @@ CHANGES = {
     "truncated-array": (3, np.zeros(1, bool)),
 }
 
+MASKS = {
+    "none": None,
+    "raises": None,
+    "closed": np.zeros(4),
+    "shape": np.ones(3, np.int8),
+    "two": np.array([0, 2, 0, 1]),
+    "half": np.full(4, 0.5),
+    "nan": np.full(4, np.nan),
+    "text": "1111",
+    "ragged": [[1], [1, 0], 1, 1],
+    "one dimension": np.array([1, 1, 0, 0, 0]),
+}
+
 # what happens where, and what the error must say of it
 WRONG = {
     "reset raises": "reset raised ValueError: the pole fell over",
@@ -247,5 +305,5 @@ WRONG = {
     "step truncated-array": "truncated is ndarray",
 }
 
-for name in ("Counting", "Private", "Nested", "Misbehaving", "Empty"):
+for name in ("Counting", "Private", "Nested", "Misbehaving", "Empty", "Doors"):
     gym.register(f"{name}-v0", entry_point=f"environments:{name}")

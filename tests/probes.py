@@ -118,6 +118,33 @@ class Dials(Probe):
         return np.mean(action == ([1, 0] if self.coin else [0, 2]))
 
 
+class Locked(Match):
+    """Match with two pairs of actions, one of which must not be taken: masks are kept, in training too."""
+
+    action_space = spaces.Discrete(4)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        seen, info = super().reset(seed=seed)
+        self.first = self.np_random.random() < 0.5
+        return seen, info
+
+    def action_masks(self):
+        return np.array([self.first, self.first, not self.first, not self.first])
+
+    def reward(self, action):
+        if not self.action_masks()[action]:
+            raise ValueError("the door is locked")
+        return action % 2 == self.coin
+
+
+class Memory(Probe):
+    """ONE or TWO, then neither: the second action earns 1 where it is what the first observation said."""
+
+    def step(self, action):
+        self.at += 1
+        return np.zeros(1, np.float32), float(self.at == 2 and action == self.coin), self.at == 2, False, {}
+
+
 class Switches(Probe):
     """The share of a MultiBinary(3)'s switches that are set as the observation says."""
 
@@ -135,5 +162,8 @@ class Endless(Probe):
         return (TWO if self.at % 2 else ONE), 1.0, False, False, {}
 
 
-for probe in (Constant, Observation, Discount, Truncation, Action, Match, Delayed, Aim, Dials, Switches, Endless):
+for probe in (
+    Constant, Observation, Discount, Truncation, Action, Match, Delayed, Aim, Dials, Switches, Endless, Locked,
+    Memory,
+):  # fmt: skip
     gym.register(f"{probe.__name__}-v0", entry_point=f"probes:{probe.__name__}")

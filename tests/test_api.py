@@ -1,5 +1,6 @@
 """rl_natgrad.load(run).act(obs): what an environment says goes in, what it takes comes out."""
 
+import json
 import subprocess
 import sys
 
@@ -134,6 +135,44 @@ def test_acting_in_gymnasiums_own_environment_gives_the_evaluations_returns(load
             obs, reward, terminated, truncated, _ = env.step(agent.act(obs))
             total, over = total + reward, terminated or truncated
         assert total == expected
+
+
+@pytest.mark.parametrize("stack", [1, 3])
+@pytest.mark.parametrize("nvec", ["4", "[2, 3]"])
+def test_acting_under_masks_on_stacked_observations(load, closed, stack, nvec):
+    words = f"env.kwargs={{nvec: {nvec}}}", "env.action_mask=true", f"env.frame_stack={stack}"
+    agent = load("env=environments:Doors-v0", *words)
+    evaluated = evaluation.evaluate(agent.config, agent.policy, 4, ["deterministic"])["deterministic"]
+    seed, seen = evaluation.streams(agent.config)[1], []
+    env = closed(gym.make("Doors-v0", nvec=json.loads(nvec)))
+    env = gym.wrappers.FrameStackObservation(env, stack) if stack > 1 else env
+    assert env.observation_space == agent.spaces.observation
+    for index, (total, length) in enumerate(zip(*evaluated, strict=True)):
+        obs, info = env.reset(seed=episode_seed(seed, index, 0))
+        earned = 0.0
+        for _ in range(length):
+            seen.append((obs, info["action_mask"], agent.act(obs, info["action_mask"])))
+            obs, reward, *_, info = env.step(seen[-1][-1])  # which refuses what is not allowed
+            earned += reward
+        assert earned == total
+    obs, masks, actions = map(np.stack, zip(*seen, strict=True))
+    assert (agent.act(obs, masks) == actions).all()
+    assert (agent.act(obs, masks.astype(bool)) == actions).all()
+    width = masks.shape[1]
+    for mask, told in [
+        (None, 'write act\\(obs, info\\["action_mask"\\]\\)'), (np.zeros(width), "mask allows no action"),
+        (np.ones(9), rf"mask has shape \(9,\), expected \({width},\)"), ("x", "mask is str 'x'"),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=told):
+            agent.act(obs[0], mask)
+    with pytest.raises(ValueError, match="masks for"):
+        agent.act(obs, masks[:2])
+
+
+def test_a_mask_is_refused_where_there_were_none(load):
+    agent = load("env=CartPole")
+    with pytest.raises(ValueError, match=r"env\.action_mask=false"):
+        agent.act(np.zeros(4, np.float32), [1, 0])
 
 
 def test_an_agent_knows_its_run(load):

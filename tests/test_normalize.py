@@ -100,6 +100,16 @@ def test_normaliser_centres_scales_and_clips():
     assert observe(x).dtype == np.float32
 
 
+def test_normaliser_leaves_masks_as_they_are():
+    plain, observe = ObservationNormalizer((2,)), ObservationNormalizer((2,), masked=3)
+    rng = np.random.default_rng(4)
+    for _ in range(2):
+        x = np.concatenate([rng.normal(3, 2, (20, 2)), rng.integers(2, size=(20, 3))], 1).astype(np.float32)
+        plain.update(x[:, :2])
+        observe.update(x)
+        np.testing.assert_array_equal(observe(x), np.concatenate([plain(x[:, :2]), x[:, 2:]], 1))
+
+
 def test_normaliser_leaves_its_input_alone_and_does_not_learn_from_it():
     observe = ObservationNormalizer((2,))
     observe.update(np.random.default_rng(4).normal(size=(20, 2)))

@@ -14,16 +14,18 @@ LEARNERS = {
     "trpo": ["algo.delta=0.05"],
 }
 WITH_CRITIC = ["pg", "npg", "trpo"]
+NEEDS = {"Locked": ["env.action_mask=true"], "Memory": ["env.frame_stack=2"]}
 GAMMA = 0.5
 
 
 @pytest.fixture
 def training(closed):
     def training(probe, learner, *overrides):
+        words = LEARNERS[learner] + list(overrides or NEEDS.get(probe, ()))
         critic = ["critic.hidden=[16]", "critic.lr=0.01", "critic.minibatch=256"] if learner in WITH_CRITIC else []
         return closed(Training(compose.load([
             f"algo={learner}", f"env=probes:{probe}-v0", "env.allow_import=true", "num_envs=8", "horizon=64",
-            "policy.hidden=[16]", f"algo.gamma={GAMMA}", *LEARNERS[learner], *critic, *overrides,
+            "policy.hidden=[16]", f"algo.gamma={GAMMA}", *words, *critic,
         ])))  # fmt: skip
 
     return training
@@ -77,6 +79,8 @@ POLICIES = {
     "Aim": (-0.4, 60),
     "Dials": (0.9, 40),
     "Switches": (0.9, 40),
+    "Locked": (0.9, 60),
+    "Memory": (0.9, 40),
 }
 
 
@@ -94,6 +98,10 @@ def updates_to_learn(run, bound, most):
 def test_policy_learns_the_behaviour(training, probe, learner):
     needed = updates_to_learn(training(probe, learner), *POLICIES[probe])
     assert needed is not None and needed > 2  # the untrained policy does not do
+
+
+def test_memory_needs_stacked_observations(training):
+    assert updates_to_learn(training("Memory", "trpo", "env.frame_stack=1"), 0.7, POLICIES["Memory"][1]) is None
 
 
 @pytest.mark.parametrize("learner", LEARNERS)

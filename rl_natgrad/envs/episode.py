@@ -173,7 +173,7 @@ class Episode:
                 raise
             raise self.error(f"{method}() raised {one_line(error)}") from error
         if mask is None:
-            raise self.error(f"{field} gives no mask, which env.action_mask=true needs after each reset and step")
+            raise self.error(f"{FIELD} is missing, and no method {METHODS[0]}() gives one (env.action_mask)")
         try:
             self.allow(mask, out, field)
         except EnvError as error:

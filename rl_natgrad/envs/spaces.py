@@ -30,18 +30,23 @@ class ObservationMap:
     """Checks an environment's observations and writes them as the policy sees them.
 
     space: the Box the policy sees.  note: what was changed, for the user; None where nothing was.
+    grey: bytes (height, width) are an image of one channel; else they are flattened.
     """
 
     space: spaces.Box
     note: str | None = None
-    axes: tuple[int, int, int] | None = None  # of an image, in the order the policy sees them
+    axes: tuple[int, ...] | None = None  # of an image, in the order the policy sees them
 
-    def __init__(self, space: spaces.Space) -> None:
+    def __init__(self, space: spaces.Space, grey: bool = False) -> None:
         self.dtype, self.shape = space.dtype, space.shape
         self.box = space if isinstance(space, spaces.Box) else None
         self.vector = self.box is not None and len(self.box.shape) == 1
         if self.box is not None and self.dtype == np.uint8 and len(self.box.shape) == 3:
             self._image(self.box)
+            return
+        if self.box is not None and self.dtype == np.uint8 and len(self.box.shape) == 2 and grey:
+            self.axes = (0, 1)
+            self.space = spaces.Box(self.box.low[None], self.box.high[None], dtype=np.uint8)
             return
         self.leaves: list[Leaf] = []
         low, high = self._collect(space, "observation", ())

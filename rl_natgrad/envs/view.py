@@ -33,8 +33,8 @@ class MaskedObservations(spaces.Box):
 
 class View:
     """The last `stack` observations in order of time, joined along the first axis: vectors (D,) → (stack·D,),
-    images (C, H, W) → (stack·C, H, W); the first one stands for those before it, as in Gymnasium's
-    FrameStackObservation.  Then, where `masked`, the mask of the next action.
+    images (C, H, W) → (stack·C, H, W), grey ones (H, W) → (stack, H, W); the first one stands for those before
+    it, as in Gymnasium's FrameStackObservation.  Then, where `masked`, the mask of the next action.
 
     space: what a policy sees.  seen: the same without masks.  note: what was changed, for the user, or None.
     first, next: (observation, out) ↦ None, write one into its row `out`, after a reset and after a step; the row
@@ -44,7 +44,7 @@ class View:
     def __init__(
         self, observation: spaces.Space, action: spaces.Space, stack: int = 1, masked: bool = False
     ) -> None:
-        self._map, self.stack, self.masked = ObservationMap(observation), stack, masked
+        self._map, self.stack, self.masked = ObservationMap(observation, stack > 1), stack, masked
         self._lengths = _choices(action) if masked else []
         self.note, one = self._map.note, self._map.space
         low, high = (np.concatenate([bound] * stack) for bound in (one.low, one.high))
