@@ -42,6 +42,8 @@ MUTANTS = {
     "gaussian kl averaged over dimensions": ("policy/heads.py DiagGaussian.kl", ".sum(-1)", ".mean(-1)", "heads"),
     "categorical metric without p pᵀ": ("policy/heads.py", " - p * pv.sum(-1, keepdim=True)", "", "heads"),
     "log σ has no gradient": ("policy/networks.py", "u[:, -self.n :].sum(0)", "0 * u[0, -self.n :]", "steps"),
+    "forbidden actions are in the fisher": (
+        "policy/masked.py", "lin.z.masked_fill(~allowed, FORBIDDEN)", "lin.z", "masked"),
     # advantages
     "time limit is termination": ("rollout/returns.py", "where(terminated,", "where(done,", "returns"),
     "bootstrap with the V before": ("rollout/returns.py", "0.0, value[1:]", "0.0, value[:-1]", "returns"),
