@@ -95,6 +95,8 @@ class Episode:
         self._build()
         view = View(self.env.observation_space, self.env.action_space, recipe.stack, recipe.action_mask)
         self.first, self.next, self.allow, self.masked = view.first, view.next, view.allow, view.masked
+        if not self.masked and self.env.has_wrapper_attr(METHODS[0]):
+            self._unused(f"{METHODS[0]}()")
 
     def _build(self) -> None:
         self.env = self.recipe.build()
@@ -129,7 +131,7 @@ class Episode:
         if self.masked:
             self._allow(result[1], out)
         elif MASK in result[1]:
-            note(f"{self.recipe.id} gives {FIELD}; env.action_mask=true keeps the policy to it")
+            self._unused(FIELD)
 
     def step(self, action: Any, out: NDArray) -> float:
         """One step: its reward; the observation goes into `out`, the end into terminated, truncated, done."""
@@ -178,6 +180,9 @@ class Episode:
             self.allow(mask, out, field)
         except EnvError as error:
             raise self.error(str(error)) from error
+
+    def _unused(self, field: str) -> None:
+        note(f"{self.recipe.id} gives {field}; env.action_mask=true keeps the policy to it")
 
     def _end(self, terminated: Any, truncated: Any) -> None:
         if type(terminated) not in BOOL:
