@@ -173,7 +173,7 @@ class Episode:
         except BaseException as error:
             if not theirs(error):
                 raise
-            raise self.error(f"{method}() raised {one_line(error)}") from error
+            raise self.raised(f"{method}()", error) from error
         if mask is None:
             raise self.error(f"{FIELD} is missing, and no method {METHODS[0]}() gives one (env.action_mask)")
         try:
