@@ -9,6 +9,7 @@ rl_natgrad {version}: policy gradients with a real trust region
 
   python -m rl_natgrad.train algo=trpo env=CartPole      train; -m for a sweep, resume=RUN to go on
   python -m rl_natgrad.evaluate run=RUN episodes=20      play a trained policy, and film it
+  python -m rl_natgrad.export run=RUN                    a trained policy as ONNX, to act without this package
   python -m rl_natgrad.compare runs                      groups, intervals over seeds, curves
   python -m rl_natgrad.watch runs                        TensorBoard, the runs named by what differs
 

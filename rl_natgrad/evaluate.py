@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from rl_natgrad import load
 from rl_natgrad.config import options
-from rl_natgrad.config.options import TRUTH, Option
-from rl_natgrad.config.refusals import ConfigError
+from rl_natgrad.config.options import TRUTH
 from rl_natgrad.envs.errors import EnvError, EnvSetupError
 from rl_natgrad.envs.leftovers import tidy
 from rl_natgrad.run.errors import say
@@ -72,13 +71,7 @@ def process() -> int:
 
 def parse(argv: Sequence[str]) -> Options:
     """Options from the arguments. Raises: ConfigError."""
-    for word in argv:
-        if "=" not in word and Path(word).is_dir():
-            raise ConfigError(f"expected key=value, got {word!r}; write run={word}")
-    given = options.parse(argv, OPTIONS)
-    if "run" not in given:
-        raise ConfigError("name a run folder: python -m rl_natgrad.evaluate run=runs/…")
-    return Options(**given)
+    return Options(**options.parse_for_agent(argv, OPTIONS, "evaluate"))
 
 
 def play(agent: "Agent", asked: Options) -> None:
@@ -91,8 +84,7 @@ def play(agent: "Agent", asked: Options) -> None:
     film = _film(agent, asked.run, asked.deterministic[0]) if asked.video else None
     played = evaluate(cfg, agent.policy, asked.episodes, asked.deterministic)
     print(f"run     {asked.run}")
-    which = "" if asked.checkpoint.isdigit() else f"{asked.checkpoint} checkpoint, "
-    print(f"{cfg.algo.name} · {cfg.env.id} · {which}update {agent.update}, {agent.step:,} steps · seed {cfg.seed}")
+    print(agent.described(asked.checkpoint))
     for line in [*table(played), *([film] if film else [])]:
         print(line)
 
@@ -123,23 +115,10 @@ def _film(agent: "Agent", run: Path, mode: str) -> str:
     return f"video   {file} (return {earned!r})"
 
 
-def _folder(text: str) -> Path:
-    if not text or not Path(text).is_dir():
-        raise ValueError(text)
-    return Path(text)
-
-
-def _checkpoint(text: str) -> str:
-    return text if text in ("last", "best") else str(options.whole(0, 10**12).read(text))
-
-
-OPTIONS = {
-    "run": Option("a run folder", _folder),
+OPTIONS = options.AGENT | {
     "episodes": options.whole(1, MAX_EPISODES),
     "deterministic": options.choice(MODES),
-    "checkpoint": Option("last, best or the number of an update", _checkpoint),
     "video": TRUTH,
-    "allow_import": TRUTH,
 }
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
 import re
 import shlex
-import textwrap
 from pathlib import Path
 
 import pytest
 import torch
+from texts import program
 from whole_runs import ROOT
 
 import rl_natgrad
@@ -30,9 +30,7 @@ def index(folder: str) -> str:
 
 
 def test_the_readmes_loop_stops_at_475(capsys):
-    text = (ROOT / "README.md").read_text()
-    _, block = re.findall(r"^ *```python\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
-    exec(textwrap.dedent(block), {})
+    exec(program("rl_natgrad.Training"), {})
     *rows, last = capsys.readouterr().out.splitlines()
     assert float(rows[-1].split()[1]) > 475 >= float(rows[-2].split()[1])
     assert int(rows[-1].split()[0]) < 100_000 and float(last) > 475
@@ -58,12 +56,10 @@ def test_commands_are_accepted(page):
 
 
 def test_the_readmes_program_fits_its_classifier():
-    text = (ROOT / "README.md").read_text()
-    block, _ = re.findall(r"^ *```python\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
     said: dict = {}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        exec(textwrap.dedent(block), said)
+        exec(program("likelihood"), said)
     model, x, y = said["model"], said["x"], said["y"]
     right = model.net.forward(model.theta, x).argmax(1) == y
     assert right.double().mean() > 0.95 and said["update"].info["policy/loss_after"] < 0.1

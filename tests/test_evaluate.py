@@ -205,7 +205,7 @@ WRONG = [
     (["run=/nonexistent"], "run must be a run folder"),
     (["run={run}", "episode=3"], "did you mean 'episodes'?"),
     (["run={run}", "+episodes=3"], "unknown option '+episodes'"),
-    (["run={run}", "qqq=3"], "there are run, episodes"),
+    (["run={run}", "qqq=3"], "there are run, checkpoint"),
     (["run={run}", "+video"], "expected key=value, got '+video'; write video=…"),
     (["run={run}", "episodes", "3"], "expected key=value, got 'episodes'; write episodes=3"),
     (["run={run}", "--episodes", "3"], "unknown option '--episodes'; write episodes=3"),

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from rl_natgrad.config.refusals import ConfigError, did_you_mean, listing, nearest, show
@@ -69,6 +70,24 @@ TEXT = Option("text of at least one character", _not_empty)
 TEXTS = Option(TEXT.allowed, _not_empty, several=True)
 
 
+def _folder(text: str) -> Path:
+    if not text or not Path(text).is_dir():
+        raise ValueError(text)
+    return Path(text)
+
+
+def _checkpoint(text: str) -> str:
+    return text if text in ("last", "best") else str(whole(0, 10**12).read(text))
+
+
+AGENT = {
+    "run": Option("a run folder", _folder),
+    "checkpoint": Option("last, best or the number of an update", _checkpoint),
+    "allow_import": TRUTH,
+}
+"""Which trained policy is meant."""
+
+
 def parse(argv: Sequence[str], options: Mapping[str, Option]) -> dict[str, Any]:
     """The value of each option that these words give. Raises: ConfigError."""
     given: dict[str, Any] = {}
@@ -83,6 +102,17 @@ def parse(argv: Sequence[str], options: Mapping[str, Option]) -> dict[str, Any]:
         if key in given:
             raise ConfigError(f"{key} is given twice")
         given[key] = options[key].value(key, text)
+    return given
+
+
+def parse_for_agent(argv: Sequence[str], options: Mapping[str, Option], door: str) -> dict[str, Any]:
+    """The same for a door that takes those of `AGENT`, of which `run` must be given. Raises: ConfigError."""
+    for word in argv:
+        if "=" not in word and Path(word).is_dir():
+            raise ConfigError(f"expected key=value, got {word!r}; write run={word}")
+    given = parse(argv, options)
+    if "run" not in given:
+        raise ConfigError(f"name a run folder: python -m rl_natgrad.{door} run=runs/…")
     return given
 
 

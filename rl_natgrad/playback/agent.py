@@ -60,6 +60,12 @@ class Agent:
         action = self._to_env(act(rows))
         return action[0] if single else action
 
+    def described(self, checkpoint: str) -> str:
+        """One line on what was loaded, and where `checkpoint`, the word for it, stands in training."""
+        cfg, which = self.config, "" if checkpoint.isdigit() else f"{checkpoint} checkpoint, "
+        place = f"{which}update {self.update}, {self.step:,} steps"
+        return f"{cfg.algo.name} · {cfg.env.id} · {place} · seed {cfg.seed}"
+
     def _rows(self, obs: Any) -> tuple[NDArray, bool]:
         """Observations as the policy sees them, (B, *O), and whether `obs` was a single one."""
         space, view = self.spaces.observation, self._view
