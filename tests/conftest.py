@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-MAY_SKIP = ("needs a CUDA device",)  # what CI's machine lacks; any other skip there is a missing install
+MAY_SKIP = ("needs a CUDA device", "needs OpenGL")  # what a CI machine may lack; else it is a missing install
 
 
 @pytest.fixture

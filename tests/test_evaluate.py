@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from whole_runs import CRITIC, ROOT, SMALL, checkpoints, only_run, run
 
 from rl_natgrad.evaluate import OPTIONS, main
+from rl_natgrad.playback import video
 from rl_natgrad.rollout.play import play
 from rl_natgrad.run import checkpoint
 from rl_natgrad.run.records import read_record, read_rows
@@ -400,6 +402,26 @@ def test_filming_changes_no_return(folder, evaluate):
     path = folder()
     plain, filmed = (evaluate(f"run={path}", *more)[1].splitlines() for more in ([], ["video=true"]))
     assert filmed[:-1] == plain
+
+
+@pytest.mark.parametrize("name", ["HalfCheetah-v5", "Hopper-v5"])
+def test_a_lit_scene_is_brighter_and_moves_the_same(name, closed, monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    dark, lit = (closed(gym.make(name, render_mode="rgb_array", width=64, height=64)) for _ in range(2))
+    video.light(lit)
+    for env in (dark, lit):
+        env.reset(seed=0)
+        env.action_space.seed(0)
+    for _ in range(20):
+        (seen, reward, *_), (also, too, *_) = (env.step(env.action_space.sample()) for env in (dark, lit))
+        assert seen.tobytes() == also.tobytes() and reward == too
+    try:
+        before, after = dark.render().astype(float), lit.render().astype(float)
+    except Exception as error:
+        pytest.skip(f"needs OpenGL: {error}")
+    assert after.mean() > before.mean() + 5
+    figure = (before.max(2) - before.min(2) > 30) & (before[:, :, 0] > before[:, :, 2])  # of reddish brown
+    assert figure.sum() > 20 and after[figure].mean() > 1.1 * before[figure].mean()
 
 
 def test_the_missing_extra_is_named(folder, evaluate, monkeypatch):
