@@ -2,6 +2,7 @@
 
 import sys
 
+from rl_natgrad.run.streams import unfailing
 from rl_natgrad.version import __version__
 
 DOORS = """\
@@ -28,4 +29,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    unfailing()
     sys.exit(main())

@@ -12,6 +12,7 @@ from rl_natgrad.config.options import TRUTH
 from rl_natgrad.envs.errors import EnvError, EnvSetupError
 from rl_natgrad.envs.leftovers import tidy
 from rl_natgrad.run.errors import say
+from rl_natgrad.run.streams import unfailing
 
 if TYPE_CHECKING:  # torch comes with them; a wrong command is answered without
     from rl_natgrad.playback.agent import Agent
@@ -66,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def process() -> int:
     """main() as all that its process does."""
+    unfailing()
     return tidy(main)
 
 

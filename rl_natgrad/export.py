@@ -12,6 +12,7 @@ from rl_natgrad.envs.errors import EnvError, EnvSetupError
 from rl_natgrad.envs.leftovers import tidy
 from rl_natgrad.run.errors import say
 from rl_natgrad.run.files import write_atomically
+from rl_natgrad.run.streams import unfailing
 
 HELP = """\
 python -m rl_natgrad.export run=FOLDER [key=value …]
@@ -56,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def process() -> int:
     """main() as all that its process does."""
+    unfailing()
     return tidy(main)
 
 

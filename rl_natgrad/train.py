@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rl_natgrad.envs.leftovers import tidy
 from rl_natgrad.run.signals import Stop, Stopped, deafen
+from rl_natgrad.run.streams import unfailing
 
 
 def main() -> int:
@@ -32,6 +33,7 @@ def main() -> int:
 
 def process() -> int:
     """main() as all that its process does."""
+    unfailing()
     return tidy(_deaf_in_the_end)
 
 

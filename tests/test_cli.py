@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from whole_runs import run
+from whole_runs import only_run, outcome, run
 
 from rl_natgrad import __main__ as package
 from rl_natgrad.config import command as cli
@@ -333,10 +333,34 @@ def test_help_and_version_exit_0(option, part, tmp_path, monkeypatch, capsys):
 def test_the_package_says_what_there_is(capsys):
     assert package.main([]) == 0 and package.main(["--help"]) == 0
     out, err = capsys.readouterr()
-    doors = ("train", "evaluate", "compare", "watch")
+    doors = ("train", "evaluate", "export", "compare", "watch")
     assert err == "" and all(f"python -m rl_natgrad.{door}" in out for door in doors)
     assert package.main(["algo=trpo"]) == 2
     assert capsys.readouterr().err.startswith("error: 'algo=trpo' is for one of these; write python -m rl_")
+
+
+def unread(module, *words):
+    """Exit code and standard error of a program whose output goes to a pipe that nobody reads, in ASCII."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-u", "-m", module, *words]
+    ascii = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60, env=ascii)
+    os.close(write)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("door", ["", ".train", ".evaluate", ".export", ".compare"])
+def test_a_reader_that_has_left_is_no_error(door):
+    assert unread(f"rl_natgrad{door}", "--help") == (0, "")
+
+
+def test_a_training_nobody_reads_is_finished_and_compared(tmp_path):
+    words = ["env=CartPole", "num_envs=4", "horizon=64", "total_steps=700", "eval.episodes=1"]
+    assert unread("rl_natgrad.train", *words, f"runs_dir={tmp_path}") == (0, "")
+    assert outcome(only_run(tmp_path)) == "finished"
+    assert unread("rl_natgrad.compare", str(tmp_path))[0] == 0
+    assert list(tmp_path.rglob("summary.md"))
 
 
 def test_help_is_readable_in_ascii():

@@ -9,6 +9,7 @@ from pathlib import Path
 from rl_natgrad.compare.options import HELP, Options, parse
 from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.run.errors import say
+from rl_natgrad.run.streams import unfailing
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,6 +25,12 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         return say(error, 1)
     return 0
+
+
+def process() -> int:
+    """main() as all that its process does."""
+    unfailing()
+    return main()
 
 
 def answer(options: Options, argv: Sequence[str]) -> None:

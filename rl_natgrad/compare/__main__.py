@@ -1,5 +1,5 @@
 import sys
 
-from rl_natgrad.compare import main
+from rl_natgrad.compare import process
 
-sys.exit(main())
+sys.exit(process())

@@ -4,7 +4,6 @@ Nothing is written before `parse` has returned: a refused command or sweep leave
 """
 
 import io
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,10 +72,7 @@ def parse_or_exit(argv: Sequence[str]) -> Request:
     if isinstance(asked, str):
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # δ on a terminal that has only ASCII
-        try:
-            print(asked, flush=True)
-        except BrokenPipeError:  # whoever reads has seen enough; nor should the interpreter's end complain
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        print(asked, flush=True)
         sys.exit(0)
     return asked
 
