@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import math
+import os
+import pty
 import re
+import signal
+import struct
 import subprocess
 import sys
+import termios
+import time
 from pathlib import Path
 
 import pytest
@@ -266,6 +273,61 @@ def test_a_terminal_gets_a_bar_that_ends():
         bar.update(100, {"rollout/return": 489.0})
     assert "━" in stream.getvalue() and "100/100" in stream.getvalue()
     assert stream.getvalue().rstrip().endswith("\x1b[?25h")  # the cursor is back
+
+
+def test_the_final_evaluation_is_counted_beside_a_full_bar_which_stays():
+    stream = Terminal()
+    with progress.Progress(100, stream=stream) as bar:
+        bar.update(100, {"rollout/return": 489.0})
+        for episodes in range(41):
+            bar.evaluating(episodes, 40)
+    text = stream.getvalue()
+    assert "evaluating 0/40" in text and "evaluating 40/40" not in text
+    assert "train return 489" in text[text.rindex("evaluating"):]
+
+
+def test_off_a_terminal_only_a_long_evaluation_is_counted(monkeypatch):
+    stream, clock = io.StringIO(), iter(range(100))
+    with progress.Progress(100, stream=stream) as bar:
+        bar.evaluating(0, 40)
+        assert stream.getvalue() == ""
+        monkeypatch.setattr(time, "monotonic", lambda: bar._start + next(clock))
+        for episodes in range(30):
+            bar.evaluating(episodes, 40)
+    assert 2 <= len(lines := stream.getvalue().splitlines()) <= 3 and lines[0].startswith("evaluating ")
+
+
+DRAWS = """
+import sys
+from rl_natgrad.run import progress
+progress.REFRESH_SECONDS = 0
+with progress.Progress(1000) as bar:
+    for line in sys.stdin:
+        bar.update(500, {"rollout/return": 1.0, "policy/kl": 0.01})
+        bar.evaluating(3, 40)
+"""
+
+
+def test_a_bar_fits_the_terminal_as_it_is_now():
+    main, side = pty.openpty()
+    env = {key: value for key, value in os.environ.items() if key != "COLUMNS"} | {"TERM": "xterm"}
+    with subprocess.Popen([sys.executable, "-c", DRAWS], stdin=-1, stdout=side, stderr=side, env=env) as process:
+        widths, seen = [], b""
+        for columns in (120, 70, 30, 200):
+            fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+            process.send_signal(signal.SIGWINCH)
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            while b"evaluating 3/40" not in seen:
+                seen += os.read(main, 100_000)
+            lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", seen.decode()))
+            widths.append(max(map(len, lines)))
+            seen = b""
+        process.stdin.close()
+        assert process.wait(20) == 0
+    assert 70 < widths[0] <= 120 and 30 < widths[1] <= 70 and widths[2] <= 30 and widths[3] > 70
+    os.close(main)
+    os.close(side)
 
 
 def test_a_narrow_terminal_loses_the_least_important_first(monkeypatch):

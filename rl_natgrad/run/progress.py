@@ -1,5 +1,6 @@
 """What a person sees while a run trains: three lines, a bar or a line now and then, and the outcome."""
 
+import contextlib
 import io
 import math
 import sys
@@ -35,6 +36,7 @@ class Progress:
         self._start = self._last_time = time.monotonic()
         self._last_step = first_step
         self._bar: Any = None  # rich's own Progress, imported with the first bar
+        self._latest: tuple[int, Mapping, float] = (first_step, {}, self._start)  # what the bar shows
         self._return: float | None = None
         self._searches = False  # NPG's one trial is no line search
 
@@ -70,18 +72,25 @@ class Progress:
         if self._stream.isatty():
             if self._bar is None:
                 self._bar = _bar(self._given, self._total)
-            width = self._bar.console.width
-            text = self._text(step, row, now, width - 12)
-            self._bar.columns[0].bar_width = max(min(32, width - len(text) - 2), 8)
-            self._bar.update(0, completed=step, text=text)
-            if now - self._last_time >= REFRESH_SECONDS or step >= self._total:
-                self._bar.refresh()
-                self._last_time = now
+            self._latest = step, row, now
+            self._draw(self._text(step, row, now, self._bar.console.width - 12), step, step >= self._total)
             return
         due = now - self._last_time >= LINE_SECONDS or step - self._last_step >= LINE_SHARE * self._total
         if due or step >= self._total:
             self._say(self._text(step, row, now))
             self._last_time, self._last_step = now, step
+
+    def evaluating(self, episodes: int, of: int) -> None:
+        """Episodes of the final evaluation that have ended: beside the full bar, or in a line now and then."""
+        text = f"evaluating {episodes:,}/{of:,}"
+        with contextlib.suppress(OSError, ValueError):  # just now the stream may be closed by an environment
+            if self._bar is not None:
+                if episodes == of:  # what stays on the screen
+                    text = self._text(*self._latest, self._bar.console.width - 12)
+                self._draw(text, self._total, episodes in (0, of))
+            elif not self._stream.isatty() and time.monotonic() - self._last_time >= LINE_SECONDS:
+                self._say(text)
+                self._last_time = time.monotonic()
 
     def note(self, text: str) -> None:
         """Says something that a person should know, above the bar where there is one."""
@@ -118,20 +127,29 @@ class Progress:
             self._bar.stop()
             self._bar = None
 
+    def _draw(self, text: str, step: int, at_once: bool) -> None:
+        """The bar, as wide as the terminal is now; not more often than one can see."""
+        self._bar.columns[0].bar_width = max(min(32, self._bar.console.width - len(text) - 2), 8)
+        self._bar.update(0, completed=step, text=text)
+        if at_once or time.monotonic() - self._last_time >= REFRESH_SECONDS:
+            self._bar.refresh()
+            self._last_time = time.monotonic()
+
     def _text(self, step: int, row: Mapping, now: float, width: float = math.inf) -> str:
         """One line of numbers; what matters least goes first where it is wider than `width`."""
         rate = (step - self._first) / max(now - self._start, 1e-9)
         left = max(self._total - step, 0) / rate if rate > 0 else 0.0
-        share = f"{min(step / self._total, 1):4.0%}"
-        parts = [share, f"{step:,}/{self._total:,}", f"train return {number(self._return)}"]
+        parts = {"share": f"{min(step / self._total, 1):4.0%}", "steps": f"{step:,}/{self._total:,}"}
+        parts["return"] = f"train return {number(self._return)}"
         if row.get("policy/kl") is not None:
-            parts.append(f"kl {row['policy/kl']:.4f}")
+            parts["kl"] = f"kl {row['policy/kl']:.4f}"
         if self._searches and (tries := row.get("line_search/tries")) is not None:
-            parts.append(f"backtracks {max(int(tries) - 1, 0)}")
-        parts += [f"{two_digits(rate):,} steps/s", f"eta {int(left) // 60}:{int(left) % 60:02d}"]
-        while len("  ".join(parts)) > width and len(parts) > 5:
-            del parts[-3]
-        return "  ".join(parts)
+            parts["backtracks"] = f"backtracks {max(int(tries) - 1, 0)}"
+        parts |= {"rate": f"{two_digits(rate):,} steps/s", "eta": f"eta {int(left) // 60}:{int(left) % 60:02d}"}
+        for name in ("backtracks", "kl", "rate", "steps", "eta", "return"):
+            if len("  ".join(parts.values())) > width:
+                parts.pop(name, None)
+        return "  ".join(parts.values())
 
     def _say(self, line: str) -> None:
         with naming(Path("standard output")):

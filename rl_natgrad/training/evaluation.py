@@ -18,28 +18,40 @@ MODES = ("deterministic", "stochastic")
 Played = dict[str, tuple[NDArray, NDArray]]
 """Mode → undiscounted returns (episodes,) and lengths (episodes,)."""
 
+Ended = Callable[[int, int], None]
+"""Is told how many episodes have ended, of how many."""
+
+
+def unheard(episodes: int, of: int) -> None:
+    """For whom it may not concern."""
+
 
 def evaluate(
     cfg: Config, policy: Policy, episodes: int | None = None, modes: Sequence[str] = MODES,
-    later: ExitStack | None = None,
+    later: ExitStack | None = None, ended: Ended = unheard,
 ) -> Played:  # fmt: skip
     """`episodes` (those of the config, unless given) episodes in each mode, from the same first states in both.
 
     Each episode has an environment of its own, so that none is favoured for being short; and no first state
     depends on how many there are.
 
-    Args:    later: ends the environments; None for here and now.
+    Args:    later: ends the environments; None for here and now.  ended: of both modes.
     Raises:  EnvError where an environment misbehaves.
     """
     backend = "sync" if cfg.env.backend in ("auto", "native") else cfg.env.backend
     env, played = cfg.env.model_copy(update={"backend": backend}), {}
     rng, seed = streams(cfg)
-    for mode in modes:
+    each = episodes or cfg.eval.episodes
+
+    def after(before: int) -> Callable[[int], None]:
+        return lambda n: ended(before + n, len(modes) * each)
+
+    for number, mode in enumerate(modes):
         with build.undisturbed(), ExitStack() as now:
-            made = closing(make(env, episodes or cfg.eval.episodes, seed))
+            made = closing(make(env, each, seed))
             envs = (now if later is None else later).enter_context(made)
             check = Checks(cfg.env.id, envs.observation_space)
-            played[mode] = play(envs, acting(policy, mode, rng), check)
+            played[mode] = play(envs, acting(policy, mode, rng), check, after(number * each))
     return played
 
 

@@ -145,12 +145,13 @@ class Training:
             )
         return update.info if update.finite else update.info | {"policy/not_finite": 1.0}
 
-    def evaluate(self, *, final: bool = False) -> dict[str, float]:
+    def evaluate(self, *, final: bool = False, ended: evaluation.Ended = evaluation.unheard) -> dict[str, float]:
         """Returns of `eval.episodes` episodes with seeds of their own, played twice: greedily and sampled.
 
         final: its environments end with this training's, so that one that cannot end costs no result.
         """
-        return evaluation.logged(evaluation.evaluate(self.cfg, self.policy, later=self._open if final else None))
+        later = self._open if final else None
+        return evaluation.logged(evaluation.evaluate(self.cfg, self.policy, later=later, ended=ended))
 
     @property
     def train_return(self) -> float | None:

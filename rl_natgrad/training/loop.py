@@ -111,7 +111,7 @@ class Loop:
             self._train()
             self._save()
             with self.stop.at_once():
-                final = self.training.evaluate(final=True)
+                final = self.training.evaluate(final=True, ended=self.progress.evaluating)
         except Stopped:
             if self.training.update:
                 self._save()
