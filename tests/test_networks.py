@@ -1,14 +1,19 @@
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from oracles import randn, reference_forward, rng
 from torch import nn
+from whole_runs import run
 
+from rl_natgrad.config import compose
+from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.optim.fisher import GaussNewton
 from rl_natgrad.policy import mlp
 from rl_natgrad.policy.activations import Relu, Sigmoid
 from rl_natgrad.policy.mlp import MLP
 from rl_natgrad.policy.networks import Biased, ModuleNetwork, WithFree, cnn
+from rl_natgrad.training.build import build_policy
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -251,3 +256,22 @@ def test_gauss_newton_works_on_any_network():
     F = GaussNewton(lin, lambda v: 2 * v, lambda: 2**0.5 * torch.eye(3).expand(7, 3, 3))
     v = randn(4, net.size)
     torch.testing.assert_close(F.mv(v), F.dense() @ v)
+
+
+@pytest.mark.parametrize(("words", "shape", "said"), [
+    (["policy=cnn"], (4,), "has 4 numbers as observations, got policy=cnn; write policy=mlp"),
+    ([], (3, 96, 96), "has images (3, 96, 96) as observations, got policy=mlp; write policy=cnn"),
+    (["policy=cnn"], (3, 7, 9), "policy.kernels do not fit images of 7 × 9 pixels: "),
+])  # fmt: skip
+def test_a_network_that_is_not_for_such_observations_is_refused(words, shape, said):
+    box = spaces.Box(0, 1, shape) if len(shape) == 1 else spaces.Box(0, 255, shape, np.uint8)
+    with pytest.raises(ConfigError) as refused:
+        build_policy(compose.load(words), box, spaces.Discrete(2))
+    assert said in str(refused.value)
+
+
+def test_a_run_with_such_a_network_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):
+    assert run(monkeypatch, "env=CartPole", "policy=cnn", f"runs_dir={tmp_path}/runs") == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: CartPole-v1 has 4 numbers") and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())

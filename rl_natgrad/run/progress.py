@@ -82,15 +82,15 @@ class Progress:
 
     def evaluating(self, episodes: int, of: int) -> None:
         """Episodes of the final evaluation that have ended: beside the full bar, or in a line now and then."""
-        text = f"evaluating {episodes:,}/{of:,}"
+        now, text = time.monotonic(), f"evaluating {episodes:,}/{of:,}"
         with contextlib.suppress(OSError, ValueError):  # just now the stream may be closed by an environment
             if self._bar is not None:
                 if episodes == of:  # what stays on the screen
                     text = self._text(*self._latest, self._bar.console.width - 12)
                 self._draw(text, self._total, episodes in (0, of))
-            elif not self._stream.isatty() and time.monotonic() - self._last_time >= LINE_SECONDS:
+            elif episodes < of and not self._stream.isatty() and now - self._last_time >= LINE_SECONDS:
                 self._say(text)
-                self._last_time = time.monotonic()
+                self._last_time = now
 
     def note(self, text: str) -> None:
         """Says something that a person should know, above the bar where there is one."""

@@ -199,11 +199,22 @@ def _parts(obs_space: spaces.Box) -> tuple[spaces.Box, int]:
 
 
 def _network(cfg: Config, part: Section, obs_space: spaces.Box, outputs: int, *, last_gain: float) -> ValueNetwork:
-    """A network of the policy's kind; `part`, of policy or critic, says how wide an MLP is."""
+    """A network of the policy's kind; `part`, of policy or critic, says how wide an MLP is.
+
+    Raises: ConfigError where that kind is not for such observations.
+    """
+    image = obs_space.dtype == np.uint8
+    if image != isinstance(cfg.policy, Cnn):
+        seen = f"images {obs_space.shape}" if image else f"{obs_space.shape[0]} numbers"
+        kind, other = ("mlp", "cnn") if image else ("cnn", "mlp")
+        raise ConfigError(f"{cfg.env.id} has {seen} as observations, got policy={kind}; write policy={other}")
     if isinstance(cfg.policy, Cnn):
         options = cfg.policy.model_dump(include={"channels", "kernels", "strides", "hidden"})
         C, H, W = obs_space.shape
-        return cnn((C, H, W), outputs, last_gain=last_gain, **options)
+        try:
+            return cnn((C, H, W), outputs, last_gain=last_gain, **options)
+        except RuntimeError as error:
+            raise ConfigError(f"policy.kernels do not fit images of {H} × {W} pixels: {error}") from None
     size = part.model_dump(include={"hidden", "activation"})
     return MLP((*obs_space.shape, *size["hidden"], outputs), ACTIVATIONS[size["activation"]], last_gain)
 
