@@ -87,5 +87,5 @@ def test_the_table_of_tags_is_the_one_that_help_and_tensorboard_show():
 
 def test_a_tag_that_shares_its_line_is_described_and_an_unknown_one_is_not():
     assert describe("policy/loss_after") == describe("policy/loss_before") != ""
-    assert "Healthy: just under algo.delta" in describe("policy/kl")
+    assert "Healthy: 0.4 to 1 times algo.delta" in describe("policy/kl")
     assert describe("mine/own") == ""

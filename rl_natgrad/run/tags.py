@@ -26,8 +26,9 @@ TAGS = {
     "policy/gain_predicted": Tag("advantage", "−gᵀ(θ' − θ_old): the gain to first order"),
     "policy/kl": Tag(
         "nats", "E[KL(π_old ‖ π_θ')], measured on the batch; ≤ δ for TRPO",
-        "just under algo.delta for TRPO, about it for NPG. Far above in NPG: the quadratic model fails, lower "
-        "algo.delta or use algo=trpo. With PG: 1e-4 to 1e-1; above, lower optimizer.lr"),
+        "0.4 to 1 times algo.delta for TRPO (a backtrack takes a third off it), about it for NPG. Far above in "
+        "NPG: the quadratic model fails, lower algo.delta or use algo=trpo. With PG: 1e-4 to 1e-1; above, lower "
+        "optimizer.lr"),
     "policy/kl_predicted": Tag("nats", "the same by the quadratic model; δ for a full step"),
     "policy/entropy": Tag(
         "nats", "E[H(π_old)]",
@@ -51,8 +52,8 @@ TAGS = {
     "critic/loss": Tag("reward²", "E[(V − return)²] before the fit"),
     "critic/explained_variance": Tag(
         "ratio", "1 − Var[return − V] / Var[return] before the fit; 1 is perfect, below 0 worse than a constant",
-        "above 0 after some updates, 0.5 to 1 later. Below 0 for long: more critic.epochs, another critic.lr, or "
-        "set env.normalize_return"),
+        "above 0 after some updates, 0.5 to 1 later; it says little where all returns are alike, as in a solved "
+        "CartPole. Below 0 for long: more critic.epochs, another critic.lr, or set env.normalize_return"),
     "critic/not_finite": Tag("1", "the fit was not finite, and V stayed; absent otherwise", "absent"),
     "eval/return, eval/return_std": Tag(
         "reward", "mean and deviation over `eval.episodes` episodes, most likely actions",
@@ -62,7 +63,7 @@ TAGS = {
     "eval/length": Tag("steps", "mean length of the episodes with the most likely actions"),
     "time/collect, time/update, time/critic": Tag(
         "seconds", "what the parts of this update took",
-        "collect the largest, with MuJoCo by far: env.backend=split or envpool help there"),
+        "with MuJoCo collect is by far the largest: env.backend=split or envpool help there"),
     "time/elapsed": Tag("seconds", "since the start of training, earlier stretches of a resumed run included"),
     "time/steps_per_second": Tag("1/s", "steps so far / elapsed"),
 }  # fmt: skip
