@@ -16,6 +16,7 @@ from urllib.parse import urlencode
 from rl_natgrad.compare.runs import Run, find, names, without_curve
 from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.run.errors import say
+from rl_natgrad.run.streams import unfailing
 
 HELP = """\
 python -m rl_natgrad.watch FOLDERS… [--option …]
@@ -55,6 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return say(error, 1)
     except KeyboardInterrupt:
         return 130
+
+
+def process() -> int:
+    """main() as all that its process does."""
+    unfailing()
+    return main()
 
 
 def serve(folders: Sequence[Path], options: Sequence[str], scratch: Path) -> int:
@@ -103,4 +110,4 @@ def _file_name(name: str, run: Run) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(process())

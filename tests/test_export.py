@@ -18,7 +18,8 @@ from texts import program
 from whole_runs import CRITIC, SMALL, only_run, run
 
 from rl_natgrad.config import compose
-from rl_natgrad.envs.spaces import ObservationMap, action_map
+from rl_natgrad.envs.spaces import action_map
+from rl_natgrad.envs.view import View
 from rl_natgrad.export import OPTIONS, main
 from rl_natgrad.playback import graph
 from rl_natgrad.playback.agent import Agent, Spaces
@@ -38,6 +39,7 @@ ACTIONS = {
     "several": spaces.MultiDiscrete(np.array([[2, 4], [3, 3]]), start=np.array([[1, 0], [0, -2]])),
     "binary": spaces.MultiBinary((2, 2)),
 }
+LENGTHS = {"discrete": [3], "several": [2, 4, 3, 3]}  # of what can be masked
 OBSERVATIONS = {
     "vector": spaces.Box(-1.0, 30.0, (3,), np.float32),
     "matrix": spaces.Box(-1.0, 1.0, (2, 3), np.float64),
@@ -45,6 +47,7 @@ OBSERVATIONS = {
     "number": spaces.Discrete(4, start=2),
     "several": spaces.MultiDiscrete(np.array([[2, 4], [3, 3]]), start=np.array([[1, 0], [0, -2]])),
     "binary": spaces.MultiBinary((2, 2)),
+    "grey": spaces.Box(0, 255, (9, 8), np.uint8),
     "channels first": spaces.Box(0, 255, (1, 9, 8), np.uint8),
     "channels last": spaces.Box(0, 255, (9, 8, 3), np.uint8),
     "nested": spaces.Dict(
@@ -109,6 +112,10 @@ CASES = [
     (["policy.activation=sigmoid", "policy.hidden=[7]"], "symmetric", "vector"),
     (["policy.hidden=[]", "env.normalize_obs=false"], "symmetric", "matrix"),
     (["dtype=float64"], "shifted", "vector"),
+    *[(["env.frame_stack=3"], "discrete", obs) for obs in ("vector", "number", "several", "nested")],
+    *[([*IMAGES, "env.frame_stack=2"], "discrete", obs) for obs in ("channels last", "grey")],
+    *[(["env.action_mask=true"], action, "vector") for action in ("discrete", "several")],
+    ([*IMAGES, "env.frame_stack=2", "env.action_mask=true", "dtype=float64"], "several", "channels last"),
     ([*IMAGES, "dtype=float64"], "symmetric", "channels last"),
 ]
 
@@ -116,23 +123,29 @@ CASES = [
 @pytest.mark.parametrize(("words", "actions", "observations"), CASES)
 def test_onnxruntime_gives_the_actions_of_act(words, actions, observations):
     space, own, rng = OBSERVATIONS[observations], ACTIONS[actions], np.random.default_rng(7)
+    cfg = compose.load(["env=CartPole", *words])
+    view = View(space, own, cfg.env.frame_stack or 1, cfg.env.action_mask)
+    policy = build_policy(cfg, view.space, action_map(own)[0])
+    policy.become(policy.theta + torch.from_numpy(rng.normal(0, 0.3, len(policy.theta))).to(policy.theta))
+    agent = Agent(cfg, Spaces(space, own), view, policy, 1, 2)
+    space = agent.spaces.observation
     space.seed(3)
     obs = concatenate(space, [space.sample() for _ in range(N)], create_empty_array(space, N))
-    cfg = compose.load(["env=CartPole", *words])
-    seen = ObservationMap(space).space
-    policy = build_policy(cfg, seen, action_map(own)[0])
-    policy.become(policy.theta + torch.from_numpy(rng.normal(0, 0.3, len(policy.theta))).to(policy.theta))
-    agent = Agent(cfg, Spaces(space, own), policy, 1, 2)
     policy.observe.update(agent._rows(obs)[0][: N // 2])
+    masks = rng.integers(2, size=(N, view.width), dtype=np.int8) if view.masked else None
+    if masks is not None:
+        masks[:, np.cumsum([0, *LENGTHS[actions][:-1]])] = 1  # an action at least
+    masked = {} if masks is None else {"action_mask": masks}
     session = onnxruntime.InferenceSession(graph.model(agent, Path("a")).SerializeToString())
-    (got,), wanted = session.run(None, leaves(space, obs)), agent.act(obs)
+    inputs = leaves(space, obs) | masked
+    (got,), wanted = session.run(None, inputs), agent.act(obs, masks)
     assert (got.dtype, got.shape) == (wanted.dtype, wanted.shape)
     assert len(np.unique(wanted.reshape(N, -1), axis=0)) > 1
     if got.dtype.kind == "f":
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
     else:
         assert (got == wanted).all()
-    (one,) = session.run(None, {key: value[:1] for key, value in leaves(space, obs).items()})
+    (one,) = session.run(None, {key: value[:1] for key, value in inputs.items()})
     assert own.contains(one[0]) and (one[0] == got[0]).all()
 
 

@@ -36,7 +36,8 @@ class View:
     images (C, H, W) → (stack·C, H, W), grey ones (H, W) → (stack, H, W); the first one stands for those before
     it, as in Gymnasium's FrameStackObservation.  Then, where `masked`, the mask of the next action.
 
-    space: what a policy sees.  seen: the same without masks.  note: what was changed, for the user, or None.
+    map: of one observation.  space: what a policy sees.  seen: the same without masks.  width: zeros and ones in
+    a mask.  note: what was changed, for the user, or None.
     first, next: (observation, out) ↦ None, write one into its row `out`, after a reset and after a step; the row
     must still have the earlier ones.
     """
@@ -44,29 +45,30 @@ class View:
     def __init__(
         self, observation: spaces.Space, action: spaces.Space, stack: int = 1, masked: bool = False
     ) -> None:
-        self._map, self.stack, self.masked = ObservationMap(observation, stack > 1), stack, masked
+        self.map, self.stack, self.masked = ObservationMap(observation, stack > 1), stack, masked
         self._lengths = _choices(action) if masked else []
-        self.note, one = self._map.note, self._map.space
+        self.width = sum(self._lengths)
+        self.note, one = self.map.note, self.map.space
         low, high = (np.concatenate([bound] * stack) for bound in (one.low, one.high))
         self.seen = one if stack == 1 else spaces.Box(low, high, dtype=one.dtype.type)
-        self.space = MaskedObservations(self.seen, sum(self._lengths)) if masked else self.seen
+        self.space = MaskedObservations(self.seen, self.width) if masked else self.seen
         plain = stack == 1 and not masked
-        self.first: Callable[[Any, NDArray], None] = self._map.write if plain else self._fill
-        self.next: Callable[[Any, NDArray], None] = self._map.write if plain else self._push
+        self.first: Callable[[Any, NDArray], None] = self.map.write if plain else self._fill
+        self.next: Callable[[Any, NDArray], None] = self.map.write if plain else self._push
 
     def _frames(self, out: NDArray) -> NDArray:
         """The observations in a row, (stack, *O)."""
-        return out[: self.seen.shape[0]].reshape(self.stack, *self._map.space.shape)
+        return out[: self.seen.shape[0]].reshape(self.stack, *self.map.space.shape)
 
     def _fill(self, observation: Any, out: NDArray) -> None:
         frames = self._frames(out)
-        self._map.write(observation, frames[-1])
+        self.map.write(observation, frames[-1])
         frames[:-1] = frames[-1]
 
     def _push(self, observation: Any, out: NDArray) -> None:
         frames = self._frames(out)
         frames[:-1] = frames[1:]
-        self._map.write(observation, frames[-1])
+        self.map.write(observation, frames[-1])
 
     def allow(self, mask: Any, out: NDArray, field: str = FIELD) -> None:
         """Writes a mask into its row: zeros and ones, of all action dimensions in a row, or a tuple of one array
@@ -74,12 +76,12 @@ class View:
 
         Raises: EnvError, naming `field`, where it is no mask, or allows nothing in a dimension.
         """
-        flat = np.ones(sum(self._lengths), bool) if mask is None else self._flat(mask, field)
+        flat = np.ones(self.width, bool) if mask is None else self._flat(mask, field)
         behind = out[self.seen.shape[0] :].reshape(-1)
         behind[: len(flat)] = flat
 
     def _flat(self, mask: Any, field: str) -> NDArray:
-        lengths, width = self._lengths, sum(self._lengths)
+        lengths, width = self._lengths, self.width
         try:
             if isinstance(mask, tuple) and [np.shape(part) for part in mask] == [(n,) for n in lengths]:
                 mask = np.concatenate(mask)

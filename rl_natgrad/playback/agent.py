@@ -35,14 +35,15 @@ class Spaces(NamedTuple):
 class Agent:
     """The policy of a run, with its normaliser, as it was at a checkpoint.
 
-    config: the run's.  spaces: the environment's own.  update, step: where in training the checkpoint stands.
+    config: the run's.  spaces: the environment's own.  view: how the policy sees them.  update, step: where in
+    training the checkpoint stands.
     """
 
     def __init__(self, cfg: Config, raw: Spaces, view: View, policy: Policy, update: int, step: int):
         stacked = batch_space(raw.observation, view.stack) if view.stack > 1 else raw.observation
         self.config, self.spaces, self.policy = cfg, Spaces(stacked, raw.action), policy
         self.update, self.step = update, step
-        self._view, self._to_env = view, action_map(raw.action)[1]
+        self.view, self._to_env = view, action_map(raw.action)[1]
         self._rng = streams(cfg)[0]
 
     def act(self, obs: Any, mask: Any = None, *, deterministic: bool = True) -> Any:
@@ -68,7 +69,7 @@ class Agent:
 
     def _rows(self, obs: Any) -> tuple[NDArray, bool]:
         """Observations as the policy sees them, (B, *O), and whether `obs` was a single one."""
-        space, view = self.spaces.observation, self._view
+        space, view = self.spaces.observation, self.view
         try:
             if isinstance(space, spaces.Box):
                 obs = np.asarray(obs).astype(space.dtype, casting="same_kind")  # lists and float64 are fine
@@ -86,9 +87,9 @@ class Agent:
 
     def _allow(self, mask: Any, rows: NDArray, single: bool) -> None:
         """Writes the masks behind the observations."""
-        if not self._view.masked and mask is not None:
+        if not self.view.masked and mask is not None:
             raise ValueError("the run has env.action_mask=false: write act(obs), without a mask")
-        if not self._view.masked:
+        if not self.view.masked:
             return
         if mask is None:
             raise ValueError('the run has env.action_mask=true: write act(obs, info["action_mask"])')
@@ -97,7 +98,7 @@ class Agent:
             raise ValueError(f"{len(masks)} masks for {len(rows)} observations")
         for one, row in zip(masks, rows, strict=True):
             try:
-                self._view.allow(one, row, "mask")
+                self.view.allow(one, row, "mask")
             except EnvError as error:
                 raise ValueError(str(error)) from None
 

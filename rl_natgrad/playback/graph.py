@@ -11,10 +11,13 @@ from numpy.typing import DTypeLike, NDArray
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
-from rl_natgrad.envs.spaces import Leaf, ObservationMap
+from rl_natgrad.envs.spaces import Leaf
+from rl_natgrad.envs.view import View
 from rl_natgrad.playback.agent import Agent
+from rl_natgrad.policy.activations import Activation, Relu, Sigmoid, Tanh
 from rl_natgrad.policy.heads import Bernoulli, Categorical, DiagGaussian, Head, MultiDiscrete
-from rl_natgrad.policy.mlp import MLP, Activation, Relu, Sigmoid, Tanh
+from rl_natgrad.policy.masked import FORBIDDEN, Masked
+from rl_natgrad.policy.mlp import MLP
 from rl_natgrad.policy.networks import Biased, ModuleNetwork, Network, Scale, WithFree
 from rl_natgrad.policy.policy import Observer
 from rl_natgrad.rollout.normalize import ObservationNormalizer
@@ -61,13 +64,16 @@ class Graph:
 def model(agent: Agent, run: Path) -> onnx.ModelProto:
     """What `agent.act` does to a batch: inputs (B, *O) as the environment has them, output `action` (B, *A).
 
-    A Tuple or Dict has an input for each of its parts, named as observation['key'][0].  Observations that are not
-    finite, which `act` refuses, are not looked for.
+    A Tuple or Dict has an input for each of its parts, named as observation['key'][0]; env.action_mask one more,
+    `action_mask`.  What `act` refuses, numbers that are not finite and masks that allow nothing, is not looked for.
     """
     graph, policy, raw = Graph(), agent.policy, agent.spaces
     theta = policy.theta.detach().cpu()
-    x = graph.cast(_seen(graph, ObservationMap(raw.observation), raw.observation), theta.numpy().dtype)
+    x = graph.cast(_seen(graph, agent.view, raw.observation), theta.numpy().dtype)
     z = _network(graph, policy.net, theta, _observed(graph, policy.observe, x))
+    if agent.view.masked:
+        allowed = graph.cast(graph.input("action_mask", np.int8, (agent.view.width,)), np.bool_)
+        z = graph("Where", allowed, z, np.array(FORBIDDEN, theta.numpy().dtype))
     action = _to_env(graph, raw.action, _mode(graph, policy.head, z))
     graph.nodes.append(helper.make_node("Identity", [action], ["action"]))
     output = _value("action", raw.action.dtype, raw.action.shape or ())
@@ -88,19 +94,23 @@ def _value(name: str, dtype: DTypeLike | None, shape: tuple[int, ...]) -> onnx.V
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), ["batch", *shape])
 
 
-def _seen(graph: Graph, seen: ObservationMap, raw: spaces.Space) -> str:
-    """The observation as the policy sees it: `ObservationMap.write`."""
-    if seen.axes is not None:
+def _seen(graph: Graph, view: View, raw: spaces.Space) -> str:
+    """The observations as the policy sees them: `View.first` and `next`."""
+    stack = (view.stack,) if view.stack > 1 else ()
+    if view.map.axes is not None:
         image = graph.input("observation", np.uint8, raw.shape or ())
-        return graph("Transpose", image, perm=[0, *(axis + 1 for axis in seen.axes)])
-    parts = [_flat(graph, leaf) for leaf in seen.leaves]
-    return parts[0] if len(parts) == 1 else graph("Concat", *parts, axis=1)
+        first = 1 + len(stack)
+        x = graph("Transpose", image, perm=[*range(first), *(axis + first for axis in view.map.axes)])
+    else:
+        parts = [_flat(graph, leaf, stack) for leaf in view.map.leaves]
+        x = parts[0] if len(parts) == 1 else graph("Concat", *parts, axis=1)
+    return graph.reshape(x, view.seen.shape) if stack else x
 
 
-def _flat(graph: Graph, leaf: Leaf) -> str:
-    """One part of an observation as numbers (B, width): one-hot where it is discrete."""
+def _flat(graph: Graph, leaf: Leaf, stack: tuple[int, ...]) -> str:
+    """One part of an observation as numbers (B, width), of stacked ones (B·stack, width); one-hot where discrete."""
     space, width = leaf.space, leaf.place.stop - leaf.place.start
-    x = graph.input(leaf.field, space.dtype, space.shape or ())
+    x = graph.input(leaf.field, space.dtype, (*stack, *(space.shape or ())))
     match space:
         case spaces.Discrete():
             n, start = np.array([space.n]), np.array([space.start])
@@ -126,8 +136,10 @@ def _observed(graph: Graph, observe: Observer, x: str) -> str:
 
 
 def _network(graph: Graph, net: Network, theta: Tensor, x: str) -> str:
-    """z, without the log σ that are parameters, which no mode needs."""
+    """z, without the log σ that are parameters, which no mode needs; masks come behind it."""
     match net:
+        case Masked():
+            return _network(graph, net.net, theta, x)
         case WithFree():
             return _network(graph, net.net, theta[: -net.n], x)
         case Biased():
