@@ -65,7 +65,8 @@ def model(agent: Agent, run: Path) -> onnx.ModelProto:
     """What `agent.act` does to a batch: inputs (B, *O) as the environment has them, output `action` (B, *A).
 
     A Tuple or Dict has an input for each of its parts, named as observation['key'][0]; env.action_mask one more,
-    `action_mask`.  What `act` refuses, numbers that are not finite and masks that allow nothing, is not looked for.
+    `action_mask`.  Numbers that are not finite and masks that allow nothing, which `act` refuses, are not
+    looked for.
     """
     graph, policy, raw = Graph(), agent.policy, agent.spaces
     theta = policy.theta.detach().cpu()
@@ -73,7 +74,7 @@ def model(agent: Agent, run: Path) -> onnx.ModelProto:
     z = _network(graph, policy.net, theta, _observed(graph, policy.observe, x))
     if agent.view.masked:
         allowed = graph.cast(graph.input("action_mask", np.int8, (agent.view.width,)), np.bool_)
-        z = graph("Where", allowed, z, np.array(FORBIDDEN, theta.numpy().dtype))
+        z = graph("Where", allowed, graph.cast(z, np.float64), np.array(FORBIDDEN))
     action = _to_env(graph, raw.action, _mode(graph, policy.head, z))
     graph.nodes.append(helper.make_node("Identity", [action], ["action"]))
     output = _value("action", raw.action.dtype, raw.action.shape or ())
@@ -108,7 +109,7 @@ def _seen(graph: Graph, view: View, raw: spaces.Space) -> str:
 
 
 def _flat(graph: Graph, leaf: Leaf, stack: tuple[int, ...]) -> str:
-    """One part of an observation as numbers (B, width), of stacked ones (B·stack, width); one-hot where discrete."""
+    """One part of an observation as numbers (B, width), those of a stack (B·stack, width); one-hot if discrete."""
     space, width = leaf.space, leaf.place.stop - leaf.place.start
     x = graph.input(leaf.field, space.dtype, (*stack, *(space.shape or ())))
     match space:
