@@ -24,6 +24,7 @@ from oracles import (
 
 from rl_natgrad.algos.npg import npg
 from rl_natgrad.algos.pg import PG
+from rl_natgrad.algos.ppo import PPO, clipped
 from rl_natgrad.algos.problem import Problem
 from rl_natgrad.algos.trpo import trpo
 from rl_natgrad.optim.solvers import cg, cholesky, identity, woodbury
@@ -41,7 +42,12 @@ LEARNERS = {  # name: problem ↦ a new learner for it
     "npg identity": lambda problem: partial(npg, solve=identity, delta=0.01),
     "npg lr": lambda problem: partial(npg, solve=SOLVE, delta=0.01, lr=0.02),
     "pg": lambda problem: PG(problem.theta, partial(torch.optim.Adam, lr=0.01)),
+    "ppo": lambda problem: PPO(
+        problem.theta, np.random.default_rng(0), clipped, total_steps=1000, lr=0.01, decay_lr=False, clip=0.2,
+        decay_clip=False, epochs=3, minibatch=8, target_kl=None, max_grad_norm=0.5, entropy_coef=0.0,
+    ),
 }
+FIRST_ORDER = ("pg", "ppo")
 each_learner = pytest.mark.parametrize("name", LEARNERS)
 
 
@@ -128,7 +134,7 @@ def test_the_log_says_what_happened(head, name):
     assert u.finite
     assert {tag: info[tag] for tag in expected} == pytest.approx(expected, rel=1e-8, abs=1e-12)
     assert step.norm() > 0
-    if name != "pg":
+    if name not in FIRST_ORDER:
         J = jacobian(problem)
         metric = problem.model.head.metric(z)
         predicted = 0.5 * float(((J @ step) * metric(J @ step)).sum(1).mean())
@@ -185,15 +191,15 @@ def poison(problem: Problem, where: str) -> Problem:
 def test_what_is_not_finite_moves_nothing_and_is_reported(name, where):
     problem = make_problem(HEADS["gaussian"], N=20)
     theta, learner = problem.theta.clone(), LEARNERS[name](problem)
-    if name == "pg" and where.startswith("fisher"):
-        return  # PG has none
+    if name in FIRST_ORDER and where.startswith("fisher"):
+        return  # they have none
     u = learner(poison(problem, where))
     assert not u.finite
     assert torch.equal(u.theta, theta)
     assert torch.equal(problem.theta, theta)
     assert u.info["policy/step_norm"] == 0
     assert learner(problem).finite  # and the next batch is learned from
-    if name == "pg":
+    if name in FIRST_ORDER:
         assert torch.equal(learner(problem).theta, _second(LEARNERS[name](problem), problem))
 
 

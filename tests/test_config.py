@@ -14,7 +14,7 @@ from rl_natgrad.config.refusals import ConfigError, nearest
 from rl_natgrad.config.schema import Config
 
 GROUPS = {  # written down again, so that a file or a name that goes missing is noticed
-    "algo": ["npg", "pg", "reinforce", "trpo"],
+    "algo": ["npg", "pg", "ppo", "reinforce", "trpo"],
     "optimizer": ["adadelta", "adagrad", "adam", "adamp", "momentum", "nag", "radam", "rmsprop", "sgd"],
     "solver": ["cg", "cholesky", "diagonal", "identity", "pinv", "steihaug", "svd", "woodbury"],
     "fisher": ["empirical", "gauss_newton", "hessian", "kl_hessian"],
@@ -26,6 +26,7 @@ TAKES = {
     "pg": ["optimizer", "critic"],
     "npg": ["solver", "fisher", "critic"],
     "trpo": ["solver", "fisher", "critic"],
+    "ppo": ["critic"],
 }
 FILES = sorted(file for file in compose.config_dir().rglob("*.yaml") if file.parent.name != "experiment")
 
@@ -196,7 +197,7 @@ def test_the_nearest_key_depends_on_the_algorithm():
     assert "algo.delta belongs to npg and trpo" in refusal("algo=pg", "delta=1")
     assert "algo.delta belongs to npg and trpo" in refusal("algo=pg", "algo.delt=1")
     assert "max_iter belongs to cg and steihaug; solver=cholesky has" in refusal("solver=cholesky", "max_iter=1")
-    assert "algo.entropy_coef belongs to reinforce and pg" in refusal("entropy_coeff=1")
+    assert "algo.entropy_coef belongs to reinforce, pg and ppo" in refusal("entropy_coeff=1")
 
 
 def test_nearest_prefers_the_last_part_of_a_name():
@@ -214,7 +215,7 @@ WOODBURY = {"name": "woodbury", "damping": 0.1, "max_gib": 2.0}
 @pytest.mark.parametrize("change, part", [
     ({"_target_": "os.system"}, "unknown key '_target_'"),
     ({"algo": {"name": "trpo", "_target_": "os.system"}}, "algo."),
-    ({"algo": {"name": "ppo"}}, "algo.name must be reinforce, pg, npg or trpo, got 'ppo'"),
+    ({"algo": {"name": "sac"}}, "algo.name must be reinforce, pg, npg, trpo or ppo, got 'sac'"),
     ({"algo": {}}, "algo.name must be"),
     ({"algo": 3}, "algo"),
     ({"solver": None}, "algo=trpo needs solver"),

@@ -17,7 +17,7 @@ def training(closed):
     return lambda *words: closed(Training(compose.load(words)))
 
 
-@pytest.mark.parametrize("algo", ["reinforce", "pg", "npg", "trpo"])
+@pytest.mark.parametrize("algo", ["reinforce", "pg", "npg", "trpo", "ppo"])
 @pytest.mark.parametrize("env", ["CartPole", "Pendulum"])
 def test_first_update_is_the_cpus_to_rounding(training, algo, env):
     thetas = {}

@@ -133,7 +133,7 @@ def test_returns_are_those_of_the_final_evaluation(trained, evaluate, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algo", ["reinforce", "pg", "npg", "trpo"])
+@pytest.mark.parametrize("algo", ["reinforce", "pg", "npg", "trpo", "ppo"])
 @pytest.mark.parametrize("env", ["LunarLander", "HalfCheetah"])
 def test_returns_are_those_of_the_final_evaluation_elsewhere_too(monkeypatch, tmp_path, algo, env):
     words = [word for word in SHORT if algo != "reinforce" or "critic" not in word]

@@ -159,6 +159,20 @@ def test_compiled_forward_equals_forward_and_leaves_its_input_alone(make):
     assert f(array[:1]).shape == (1, z.shape[1])
 
 
+@each_network
+def test_a_tape_follows_a_theta_that_moves(make):
+    net = make()
+    theta = 0.8 * randn(0, net.size)
+    tape = net.tape(theta)
+    for N in (7, 4, 7):
+        x = inputs(net, N)
+        z, vjp = torch.func.vjp(lambda theta, x=x: oracle(net, theta, x), theta)
+        u = randn(6, *z.shape)
+        torch.testing.assert_close(tape.forward(x), z, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(tape.backward(u.clone()), vjp(u)[0], rtol=1e-10, atol=1e-10)
+        theta += 0.1 * randn(7, net.size)
+
+
 @pytest.mark.parametrize("name", [name for name in NETWORKS if "free" not in name])
 def test_squared_error_follows_a_theta_that_moves(name):
     net = NETWORKS[name]()

@@ -12,8 +12,9 @@ LEARNERS = {
     "pg": ["optimizer.lr=0.05"],
     "npg": ["algo.delta=0.05"],
     "trpo": ["algo.delta=0.05"],
+    "ppo": ["algo.lr=0.01"],
 }
-WITH_CRITIC = ["pg", "npg", "trpo"]
+WITH_CRITIC = ["pg", "npg", "trpo", "ppo"]
 NEEDS = {"Locked": ["env.action_mask=true"], "Memory": ["env.frame_stack=2"]}
 GAMMA = 0.5
 

@@ -22,6 +22,7 @@ RECIPES = {
     **{f"trpo-{name}": ["algo=trpo", f"fisher={name}", *(["solver=steihaug"] if name == "hessian" else [])]
        for name in compose.choices()["fisher"]},
     **{f"critic-{name}": ["algo=trpo", f"critic={name}"] for name in compose.choices()["critic"]},
+    "ppo": ["algo=ppo", "algo.decay_lr=true", "algo.decay_clip=true", "algo.target_kl=0.02"],
     "warm-up": ["algo=pg", "optimizer=sgd", "optimizer.warmup=6"],
     "sampled-fisher": ["algo=trpo", "fisher.fraction=0.3"],
     "not-normalised": ["algo=trpo", "env.normalize_obs=false", "env.normalize_return=false"],
@@ -34,7 +35,7 @@ RECIPES = {
     "split": ["algo=trpo", "env.backend=split"],
     "masked-and-stacked": ["algo=trpo", "env=Taxi-v4", "env.action_mask=true", "env.frame_stack=2"],
 }
-BIG = "reinforce", "pg-adam", "npg-cg", "trpo-gauss_newton"
+BIG = "reinforce", "pg-adam", "npg-cg", "trpo-gauss_newton", "ppo"
 FAST = (
     *BIG, "pg-momentum", "critic-lbfgs", "critic-trust_region", "sampled-fisher", "evaluated", "async", "split",
     "sigma-of-the-state", "warm-up", "float64", "float64-not-normalised",

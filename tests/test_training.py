@@ -19,7 +19,7 @@ from rl_natgrad.rollout.returns import Estimate
 from rl_natgrad.training import state
 from rl_natgrad.training.iteration import GIVE_UP, NotFinite, Training
 
-LEARNERS = ["reinforce", "pg", "npg", "trpo"]
+LEARNERS = ["reinforce", "pg", "npg", "trpo", "ppo"]
 KL_STEPS = ["npg", "trpo"]
 
 
@@ -291,7 +291,7 @@ def stub_rollout():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("learner", ["pg", "npg", "trpo"])
+@pytest.mark.parametrize("learner", ["pg", "npg", "trpo", "ppo"])
 def test_a_batch_bootstraps_at_time_limits_only(make, learner, monkeypatch):
     run = make(learner, "algo.gamma=0.5", "algo.normalize_adv=false")
     monkeypatch.setattr(run.critic, "values", lambda obs: obs[:, 0])

@@ -14,7 +14,7 @@ from rl_natgrad.config import compose
 from rl_natgrad.optim.first_order import Adam
 from rl_natgrad.optim.fisher import GaussNewton
 from rl_natgrad.policy.heads import Categorical, DiagGaussian
-from rl_natgrad.policy.mlp import MLP, LinearizedMLP, LinearizedMLPAlong, SquaredError
+from rl_natgrad.policy.mlp import MLP, LinearizedMLP, LinearizedMLPAlong, MLPTape
 from rl_natgrad.policy.policy import Policy
 from rl_natgrad.training.iteration import Training
 
@@ -39,7 +39,7 @@ def counted(monkeypatch):
         count(linearized, "jvp", "jvp")
         count(linearized, "vjp", "vjp")
     count(MLP, "_activations", "forward")
-    count(SquaredError, "__call__", "gradient")
+    count(MLPTape, "backward", "gradient")
     count(GaussNewton, "mv", "product")
     count(Adam, "step", "adam")
     count(Policy, "act", "act")

@@ -11,7 +11,7 @@ PROGRAM = "python -m rl_natgrad.train"
 EXAMPLES = {
     "algo=trpo env=CartPole": "train; the run lands in runs/CartPole-v1/trpo/",
     "algo=npg solver=cholesky env=Pendulum total_steps=2e5": "other choices, another key",
-    "-m algo=pg,npg,trpo 'seed=range(10)'": "a sweep: 30 runs, one process each",
+    "-m algo=pg,trpo,ppo 'seed=range(10)'": "a sweep: 30 runs, one process each",
 }
 OPTIONS = {
     "-m, --multirun": "a sweep: one job for each combination of a=1,2 or 'a=range(10)' or 'a=glob(*)'",
@@ -27,7 +27,7 @@ def help_text() -> str:
     folder = compose.config_dir()
     defaults = "".join(file.read_text() for file in (folder / "train.yaml", *sorted(folder.glob("algo/*.yaml"))))
     default = dict(re.findall(r"^  - /?(\w+)(?:@\S+)?: (\w+)", defaults, re.MULTILINE))
-    lines = [f"usage: {PROGRAM} [-m] [key=value …]", "", "Train with PG, NPG or TRPO.", "", "examples"]
+    lines = [f"usage: {PROGRAM} [-m] [key=value …]", "", "Train with PG, NPG, TRPO or PPO.", "", "examples"]
     lines += [f"  {PROGRAM} {words}\n      {what}" for words, what in EXAMPLES.items()]
     for group, names in compose.choices().items():
         lines += ["", f"{group}=…" + (f" (default {default[group]})" if group in default else "")]

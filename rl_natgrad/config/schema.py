@@ -107,6 +107,25 @@ class Trpo(Choice):
     normalize_adv: bool
 
 
+class Ppo(Choice):
+    """Epochs of minibatch Adam on a surrogate that holds the ratio π_θ/π_old near 1."""
+    groups = ("critic",)
+    name: Literal["ppo"]
+    surrogate: Literal["clip", "spo", "none"]
+    clip: Positive
+    decay_clip: bool
+    lr: Positive
+    decay_lr: bool
+    epochs: Count
+    minibatch: Count
+    target_kl: Positive | None
+    max_grad_norm: Positive | None
+    gamma: Unit
+    lam: Unit
+    normalize_adv: bool
+    entropy_coef: NonNegative
+
+
 ADAM = {"lr": Positive, "betas": Betas, "eps": Positive}
 OPTIMIZERS = _choices({
     "sgd": {"lr": Positive},
@@ -227,7 +246,7 @@ class Config(Section):
     torch_threads: Size
     runs_dir: Text
     resume: Text | None
-    algo: Reinforce | Pg | Npg | Trpo = Field(discriminator="name")
+    algo: Reinforce | Pg | Npg | Trpo | Ppo = Field(discriminator="name")
     optimizer: Annotated[Choice, _one_of(OPTIMIZERS)] | None = None
     solver: Annotated[Choice, _one_of(SOLVERS)] | None = None
     fisher: Fisher | None = None
@@ -280,7 +299,7 @@ def _weights(part: Choice | None) -> int:
 
 
 MODELS: dict[str, dict[str, type[Choice]]] = {
-    "algo": {"reinforce": Reinforce, "pg": Pg, "npg": Npg, "trpo": Trpo},
+    "algo": {"reinforce": Reinforce, "pg": Pg, "npg": Npg, "trpo": Trpo, "ppo": Ppo},
     "policy": {"mlp": Mlp, "cnn": Cnn},
     "optimizer": OPTIMIZERS,
     "solver": SOLVERS,

@@ -73,9 +73,22 @@ class MLP:
             parts.append(LinearizedMLP(self, layers, tensor(z), hidden))
         return parts[0] if len(parts) == 1 else Chunks(parts)
 
-    def squared_error(self, theta: Tensor) -> "SquaredError":
+    def tape(self, theta: Tensor) -> "MLPTape":
+        """Forward and backward passes at a θ that is moved in place."""
+        return MLPTape(self, theta)
+
+    def squared_error(self, theta: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """(x, t) ↦ ∇_θ E[‖f(θ, x) − t‖²] (P,), for a θ that is moved in place."""
-        return SquaredError(self, theta)
+        tape = MLPTape(self, theta)
+
+        @quiet
+        def gradient(x: Tensor, t: Tensor) -> Tensor:
+            s = raw(tape.forward(x))
+            s -= raw(t)
+            s *= 2 / len(s)
+            return tape.backward(tensor(s))
+
+        return gradient
 
     def last_layer(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Its W and b, views of θ."""
@@ -102,36 +115,40 @@ def _propagate(activation: Activation, layers: list[tuple[Array, Array]], x: Arr
     return hs
 
 
-class SquaredError:
-    """(x (n, in), t (n, out)) ↦ ∇_θ E[‖f(θ, x) − t‖²] (P,), for a θ that is moved in place.
+class MLPTape:
+    """z = f(θ, x), then Jᵀu for some u (N, K): one minibatch after the other, at a θ that is moved in place.
 
     The chain rule of `LinearizedMLP` without its objects, and into arrays that are kept: a fifth less time on
-    minibatches of 256. The gradient returned is overwritten by the next.
+    minibatches of 256. What is returned is overwritten by the next pass.
     """
 
     def __init__(self, net: MLP, theta: Tensor):
         self.net, self.layers, self.grad = net, net.layers(raw(theta)), torch.empty_like(theta)
         self.grads = net.layers(raw(self.grad))
         self.kept: dict[int, tuple[Any, ...]] = {}
+        self.hidden: list[Array] = []
 
     @quiet
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """The gradient (P,) on one minibatch."""
+    def forward(self, x: Tensor) -> Tensor:
+        """z (N, K)."""
         if (n := len(x)) not in self.kept:
             outs, ss, slopes = ([raw(x.new_empty(n, o)) for o in self.net.sizes[1:]] for _ in range(3))
             self.kept[n] = raw(x.new_ones(n)), outs, ss, slopes
-        ones, outs, ss, slopes = self.kept[n]
-        matmul, slope = lib(ones).matmul, self.net.activation.slope
-        *hs, s = _propagate(self.net.activation, self.layers, raw(x), outs)
-        s -= raw(t)
-        s *= 2 / len(s)
-        for k in range(len(hs) - 1, -1, -1):
+        *self.hidden, z = _propagate(self.net.activation, self.layers, raw(x), self.kept[n][1])
+        return tensor(z)
+
+    @quiet
+    def backward(self, u: Tensor) -> Tensor:
+        """Jᵀu (P,), summed over the samples of the last forward pass."""
+        ones, _, ss, slopes = self.kept[len(u)]
+        matmul, slope, s = lib(ones).matmul, self.net.activation.slope, raw(u)
+        for k in range(len(self.hidden) - 1, -1, -1):
             dW, db = self.grads[k]
-            matmul(s.T, hs[k], out=dW)
+            matmul(s.T, self.hidden[k], out=dW)
             matmul(ones, s, out=db)
             if k:
                 s = matmul(s, self.layers[k][0], out=ss[k - 1])
-                s *= slope(hs[k], out=slopes[k - 1])
+                s *= slope(self.hidden[k], out=slopes[k - 1])
         return self.grad
 
 

@@ -18,6 +18,16 @@ Forward = Callable[[NDArray], NDArray]
 Place = tuple[slice, tuple[int, ...]]
 
 
+class Tape(Protocol):
+    """Passes through a network at a θ that is moved in place. What they return is overwritten by the next."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """z (N, K)."""
+
+    def backward(self, u: Tensor) -> Tensor:
+        """Jᵀu (P,) for u (N, K), summed over the samples of the last forward pass."""
+
+
 class Network(Protocol):
     """f(θ, x): (P,), (N, *X) → (N, K)."""
 
@@ -37,6 +47,9 @@ class Network(Protocol):
 
     def linearize(self, theta: Tensor, x: Tensor) -> Linearization:
         """z + J dθ around θ."""
+
+    def tape(self, theta: Tensor) -> Tape:
+        """Forward and backward passes at a θ that is moved in place: many small steps of it."""
 
     def compile(self, theta: Tensor) -> Forward:
         """x ↦ f(θ, x) on arrays, for a θ that stays: what acting in an environment needs."""
@@ -80,6 +93,23 @@ class AutogradLinearization:
         return Along(self, b)
 
 
+class AutogradTape:
+    """Passes of any forward(θ, x)."""
+
+    def __init__(self, forward: Callable[[Tensor, Tensor], Tensor], theta: Tensor):
+        self._forward, self._theta = forward, theta.detach().requires_grad_()  # it shares θ's memory
+
+    def forward(self, x: Tensor) -> Tensor:
+        """z (N, K)."""
+        with torch.enable_grad():
+            self._z = self._forward(self._theta, x)
+        return self._z.detach()
+
+    def backward(self, u: Tensor) -> Tensor:
+        """Jᵀu (P,), summed over the samples of the last forward pass."""
+        return torch.autograd.grad(self._z, self._theta, u)[0]
+
+
 class ModuleNetwork:
     """Any torch module that treats samples independently (no batch norm) and whose last layer is linear, with a
     bias, as a function of flat parameters."""
@@ -110,6 +140,10 @@ class ModuleNetwork:
             return torch.func.vmap(torch.func.jacrev(one), (None, 0))(theta.detach(), x)
 
         return AutogradLinearization(lambda theta: self.forward(theta, x), theta, jacobian)
+
+    def tape(self, theta: Tensor) -> AutogradTape:
+        """Forward and backward passes at a θ that is moved in place."""
+        return AutogradTape(self.forward, theta)
 
     def squared_error(self, theta: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """(x, t) ↦ ∇_θ E[‖f(θ, x) − t‖²] (P,), for a θ that is moved in place."""
@@ -196,6 +230,10 @@ class WithFree:
         lin = self.net.linearize(theta[: -self.n], x)
         return LinearizedWithFree(lin, self.n, _append(lin.z, theta[-self.n :].detach()))
 
+    def tape(self, theta: Tensor) -> "TapeWithFree":
+        """Forward and backward passes at a θ that is moved in place."""
+        return TapeWithFree(self.net.tape(theta[: -self.n]), theta[-self.n :].detach())
+
     def compile(self, theta: Tensor) -> Forward:
         """x ↦ f(θ, x) on arrays, for a θ that stays."""
         net, n = self.net.compile(theta[: -self.n]), self.n
@@ -218,7 +256,7 @@ class Biased:
 
     def __init__(self, net: ValueNetwork, n: int, start: float):
         self.net, self.n, self.start, self.size, self.tensors = net, n, start, net.size, net.tensors
-        self.forward, self.linearize, self.compile = net.forward, net.linearize, net.compile
+        self.forward, self.linearize, self.compile, self.tape = net.forward, net.linearize, net.compile, net.tape
 
     def init(self, generator: torch.Generator) -> Tensor:
         """θ at the start of training, (P,)."""
@@ -251,6 +289,21 @@ class LinearizedWithFree:
         J[:, : -self.n, : -self.n] = self.lin.jacobian()
         J[:, -self.n :, -self.n :] = torch.eye(self.n, dtype=self.z.dtype, device=self.z.device)
         return J
+
+
+class TapeWithFree:
+    """Passes of a `WithFree`. Args: free (n,): a view of θ."""
+
+    def __init__(self, tape: Tape, free: Tensor):
+        self._tape, self._free, self._n = tape, free, len(free)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """z (N, K)."""
+        return _append(self._tape.forward(x), self._free)
+
+    def backward(self, u: Tensor) -> Tensor:
+        """Jᵀu (P,), summed over the samples of the last forward pass."""
+        return torch.cat([self._tape.backward(u[:, : -self._n].contiguous()), u[:, -self._n :].sum(0)])
 
 
 def _append(z: Tensor, free: Tensor) -> Tensor:

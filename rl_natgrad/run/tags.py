@@ -27,14 +27,18 @@ TAGS = {
     "policy/kl": Tag(
         "nats", "E[KL(π_old ‖ π_θ')], measured on the batch; ≤ δ for TRPO",
         "0.4 to 1 times algo.delta for TRPO (a backtrack takes a third off it), about it for NPG. Far above in "
-        "NPG: the quadratic model fails, lower algo.delta or use algo=trpo. With PG: 1e-4 to 1e-1; above, lower "
-        "optimizer.lr"),
+        "NPG: the quadratic model fails, lower algo.delta or use algo=trpo. With PG and PPO: 1e-4 to 1e-1; above, "
+        "lower optimizer.lr or algo.lr"),
     "policy/kl_predicted": Tag("nats", "the same by the quadratic model; δ for a full step"),
     "policy/entropy": Tag(
         "nats", "E[H(π_old)]",
         "falls slowly. Near 0 (ever lower with continuous actions) before the return is good: the policy is sure "
-        "too soon; lower algo.delta, or set algo.entropy_coef with algo=pg"),
+        "too soon; lower algo.delta, or set algo.entropy_coef with algo=pg or ppo"),
     "policy/grad_norm, policy/step_norm": Tag("–", "‖g‖ and ‖θ' − θ_old‖"),
+    "policy/clip_fraction": Tag(
+        "ratio", "of PPO: samples whose π_θ'/π_old is further than ε from 1",
+        "0.05 to 0.3. Above: lower algo.lr or algo.epochs; 0: the surrogate never holds back, raise them"),
+    "policy/epochs": Tag("count", "of PPO: passes over the batch; below algo.epochs where algo.target_kl says so"),
     "policy/not_finite": Tag(
         "1", "something in the maths was not finite, and θ stayed; absent otherwise; see below",
         "absent. There now and then: lower algo.delta or optimizer.lr; ten in a row end the run"),

@@ -16,10 +16,11 @@ from rl_natgrad.algos.critic import AdamFit, Critic, LBFGSFit, NoCritic, Regress
 from rl_natgrad.algos.learner import Learner, Recipe
 from rl_natgrad.algos.npg import npg
 from rl_natgrad.algos.pg import PG
+from rl_natgrad.algos.ppo import PPO, Gain, clipped, penalised, unclipped
 from rl_natgrad.algos.problem import Problem, empirical, gauss_newton, hessian, kl_hessian, surrogate
 from rl_natgrad.algos.trpo import trpo
 from rl_natgrad.config.refusals import ConfigError
-from rl_natgrad.config.schema import HAS_ROWS, Cnn, Config, Section
+from rl_natgrad.config.schema import HAS_ROWS, Cnn, Config, Ppo, Section
 from rl_natgrad.envs.view import MaskedObservations
 from rl_natgrad.optim.first_order import AdamP
 from rl_natgrad.optim.fisher import Fisher
@@ -49,7 +50,7 @@ from rl_natgrad.run.streams import kept
 
 ALGORITHMS: dict[str, tuple[Callable[..., Estimate], Callable[..., Any]]] = {
     "reinforce": (estimate_monte_carlo, PG), "pg": (estimate_gae, PG),
-    "npg": (estimate_gae, npg), "trpo": (estimate_gae, trpo),
+    "npg": (estimate_gae, npg), "trpo": (estimate_gae, trpo), "ppo": (estimate_gae, PPO),
 }  # fmt: skip
 """How it estimates advantages, and how it learns from them."""
 
@@ -68,6 +69,7 @@ FISHERS: dict[str, Callable[[Problem], Fisher]] = {
 CRITICS: dict[str, Callable[..., Regression]] = {
     "adam": AdamFit, "lbfgs": LBFGSFit, "trust_region": TrustRegionFit
 }  # fmt: skip
+GAINS: dict[str, Gain] = {"clip": clipped, "spo": penalised, "none": unclipped}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 ACTIVATIONS: dict[str, Activation] = {"tanh": Tanh, "relu": Relu, "sigmoid": Sigmoid}
 
@@ -84,7 +86,7 @@ class Algorithm:
 
 def generator(seed: int, stream: str) -> np.random.Generator:
     """The run's random numbers for one purpose; a purpose more leaves the others as they were."""
-    streams = ("parameters", "actions", "minibatches", "fisher", "evaluation")
+    streams = ("parameters", "actions", "minibatches", "fisher", "evaluation", "policy minibatches")
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(streams.index(stream),)))
 
 
@@ -159,6 +161,10 @@ def build_algorithm(cfg: Config, policy: Policy) -> Algorithm:
         rule = partial(OPTIMIZERS[cfg.optimizer.name], **keys)
         problem = partial(Problem, objective=partial(surrogate, **options))
         return Algorithm(estimate, problem, learn(policy.theta, rule, warmup))
+    if isinstance(cfg.algo, Ppo):
+        problem = partial(Problem, objective=partial(surrogate, entropy_coef=cfg.algo.entropy_coef))
+        rng, gain = generator(cfg.seed, "policy minibatches"), GAINS[options.pop("surrogate")]
+        return Algorithm(estimate, problem, learn(policy.theta, rng, gain, total_steps=cfg.total_steps, **options))
     assert cfg.solver is not None and cfg.fisher is not None  # the schema sees to it
     settings = cfg.solver.model_dump(exclude={"name"})
     if "max_gib" in settings:

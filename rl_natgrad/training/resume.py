@@ -28,7 +28,8 @@ RESUMABLE = {
     "total_steps", "device", "eval.every", "eval.episodes", "checkpoint.every", "checkpoint.keep",
     "env.allow_import",
 }  # fmt: skip
-"""What may be given anew when a run goes on: none of it changes the updates that are yet to come."""
+"""What may be given anew when a run goes on: none of it changes the updates that are yet to come, but total_steps
+where PPO's rate or clip falls towards it."""
 
 
 def resume(where: Path, overrides: list[str], stop: Stop) -> int:
