@@ -66,6 +66,14 @@ def test_metric_is_the_covariance_of_scores_over_all_actions(head):
 
 
 @each_head
+def test_score_and_entropy_slope_equal_torchs_gradients(head):
+    z = randn(0, 20, head.size).mul(2).requires_grad_()
+    action = sample(head, z.detach(), 1)
+    close(head.score(z.detach(), action), torch.autograd.grad(log_prob(head, z, action).sum(), z)[0], 1e-10)
+    close(head.entropy_slope(z.detach()), torch.autograd.grad(entropy(head, z).sum(), z)[0], 1e-10)
+
+
+@each_head
 def test_entropy_gradient_equals_torchs(head):
     z = randn(0, 8, head.size).requires_grad_()
     close(*(torch.autograd.grad(f(z).sum(), z)[0] for f in (head.entropy, lambda z: entropy(head, z))), 1e-10)

@@ -30,10 +30,8 @@ MUTANTS = {
         "optim/steps.py arrive", "if is_finite(", "if loss < problem.loss_old and is_finite(", "steps"),
     "radius off by √2": ("optim/steps.py", "2 * delta / dFd", "delta / dFd", "steps"),
     "radius of the damped fisher": ("optim/steps.py", "float(d.x @", "float(0.1 * d.x @ d.x + d.x @", "steps"),
-    "ppo clips the side that it should not": ("algos/ppo.py", "torch.minimum(", "torch.maximum(", "ppo"),
-    "ppo's ratio is to the policy of the step before": (
-        "algos/ppo.py", "head.log_prob(z, action) - log_prob_old", "head.log_prob(z, action) - "
-        "head.log_prob(z, action).detach()", "ppo"),
+    "ppo clips the side that it should not": ("algos/ppo.py", "adv.sign() > clip", "-adv.sign() > clip", "ppo"),
+    "ppo's ratio is left out": ("algos/ppo.py", "adv, clip) * ratio)", "adv, clip))", "ppo"),
     # Fisher and solvers
     "fisher without 1/N": ("optim/fisher.py", "(Jv) / len(Jv)", "(Jv)", "fisher"),
     "fisher without its metric": ("optim/fisher.py", "self.metric(Jv)", "Jv", "fisher"),

@@ -12,33 +12,33 @@ from rl_natgrad.algos.problem import Problem, Update
 from rl_natgrad.optim.first_order import Adam
 from rl_natgrad.optim.steps import arrive, stay
 
-Gain = Callable[[Tensor, Tensor, float], Tensor]
-"""r, A (n,), ε ↦ what each sample gains (n,), with r = π_θ(a|s) / π_old(a|s). Its slope at r = 1 is A."""
+Slope = Callable[[Tensor, Tensor, float], Tensor]
+"""r, A (n,), ε ↦ the slope in r of what each sample gains (n,), r = π_θ(a|s) / π_old(a|s). At r = 1 it is A."""
 
 
 def clipped(ratio: Tensor, adv: Tensor, clip: float) -> Tensor:
-    """min(r A, clip(r, 1 − ε, 1 + ε) A): no more to gain once r has gone ε the way that A points.
+    """Of min(r A, clip(r, 1 − ε, 1 + ε) A): A, but 0 once r has gone ε the way that A points.
 
     Schulman et al. 2017 (PPO), equation 7.
     """
-    return torch.minimum(ratio * adv, ratio.clamp(1 - clip, 1 + clip) * adv)
+    return torch.where((ratio - 1) * adv.sign() > clip, 0.0, adv)
 
 
 def penalised(ratio: Tensor, adv: Tensor, clip: float) -> Tensor:
-    """r A − |A| (r − 1)² / 2ε: greatest where r has gone ε the way that A points, and less beyond.
+    """Of r A − |A| (r − 1)² / 2ε: A − |A| (r − 1) / ε, which leads back once r has gone ε the way that A points.
 
     Xie et al. 2025 (Simple Policy Optimization).
     """
-    return ratio * adv - adv.abs() * (ratio - 1).square() / (2 * clip)
+    return adv - adv.abs() * (ratio - 1) / clip
 
 
 def unclipped(ratio: Tensor, adv: Tensor, clip: float) -> Tensor:
-    """r A: the policy gradient's own surrogate, which only the number of steps holds back."""
-    return ratio * adv
+    """Of r A, the policy gradient's own surrogate: only the number of steps holds it back."""
+    return adv
 
 
 class PPO:
-    """θ' = θ after `epochs` passes of minibatch Adam down  −E[gain(r, A, ε)] − c E[H(π_θ)].
+    """θ' = θ after `epochs` passes of minibatch Adam down  −E[gain(r)] − c E[H(π_θ)],  r = π_θ(a|s) / π_old(a|s).
 
     Schulman et al. 2017 (PPO), algorithm 1.  Differs: the advantages are normalised, if at all, over the batch and
     not over each minibatch; the critic has an Adam of its own, so that its gradient shortens none of the policy's.
@@ -51,11 +51,11 @@ class PPO:
     """
 
     def __init__(
-        self, theta: Tensor, rng: np.random.Generator, gain: Gain, *, total_steps: int, lr: float, decay_lr: bool,
-        clip: float, decay_clip: bool, epochs: int, minibatch: int, target_kl: float | None,
+        self, theta: Tensor, rng: np.random.Generator, slope: Slope, *, total_steps: int, lr: float,
+        decay_lr: bool, clip: float, decay_clip: bool, epochs: int, minibatch: int, target_kl: float | None,
         max_grad_norm: float | None, entropy_coef: float, eps: float = 1e-5,
     ):  # fmt: skip
-        self.adam, self.rng, self.gain = Adam(theta.detach().clone(), eps=eps), rng, gain
+        self.adam, self.rng, self.slope = Adam(theta.detach().clone(), eps=eps), rng, slope
         self.lr, self.decay_lr, self.clip, self.decay_clip = lr, decay_lr, clip, decay_clip
         self.epochs, self.minibatch, self.target_kl = epochs, minibatch, target_kl
         self.max_grad_norm, self.entropy_coef = max_grad_norm, entropy_coef
@@ -86,15 +86,16 @@ class PPO:
         tape = problem.model.net.tape(self.adam.theta)
         steps = self._minibatches(count, batch.obs, batch.action, batch.adv, _log_prob(problem))
         for k, (obs, action, adv, log_prob_old) in enumerate(steps):
-            z = tape.forward(obs).requires_grad_()
+            z = tape.forward(obs)
             log_ratio = head.log_prob(z, action) - log_prob_old
             ratio = log_ratio.exp()
             if self.target_kl is not None and (ratio - 1 - log_ratio).mean().item() > 1.5 * self.target_kl:
                 return k / count  # E_old[r − 1 − log r] = KL(π_old ‖ π_θ), and no sample's part is negative
-            loss = -self.gain(ratio, adv, clip).mean()
+            # ∂loss/∂z of each sample: by hand, as autograd took four times as long on so few
+            u = (self.slope(ratio, adv, clip) * ratio).unsqueeze(-1) * head.score(z, action)
             if self.entropy_coef:
-                loss = loss - self.entropy_coef * head.entropy(z).mean()
-            g = tape.backward(torch.autograd.grad(loss, z)[0])
+                u += self.entropy_coef * head.entropy_slope(z)
+            g = tape.backward(u / -len(u))
             if self.max_grad_norm is not None and (norm := float(g.norm())) > self.max_grad_norm:
                 g *= self.max_grad_norm / norm
             self.adam.step(g, lr)

@@ -46,6 +46,12 @@ class Head(Protocol):
     def entropy(self, z: Tensor) -> Tensor:
         """H(π_z) (N,), nats."""
 
+    def score(self, z: Tensor, action: Tensor) -> Tensor:
+        """∇_z log π_z(a) (N, K)."""
+
+    def entropy_slope(self, z: Tensor) -> Tensor:
+        """∇_z H(π_z) (N, K)."""
+
     def kl(self, z: Tensor, z_new: Tensor) -> Tensor:
         """KL(π_z ‖ π_z_new) (N,), nats."""
 
@@ -83,6 +89,17 @@ class Categorical:
         """−Σ p log p."""
         logp = z.log_softmax(-1)
         return -(logp.exp() * logp).sum(-1)
+
+    def score(self, z: Tensor, action: Tensor) -> Tensor:
+        """1 at a, less p."""
+        at = action.unsqueeze(-1)
+        return (-z.softmax(-1)).scatter_add_(-1, at, torch.ones_like(at, dtype=z.dtype))
+
+    def entropy_slope(self, z: Tensor) -> Tensor:
+        """−p (log p + H)."""
+        logp = z.log_softmax(-1)
+        p = logp.exp()
+        return -p * (logp - (p * logp).sum(-1, keepdim=True))
 
     def kl(self, z: Tensor, z_new: Tensor) -> Tensor:
         """Σ p (log p − log p_new)."""
@@ -143,6 +160,15 @@ class MultiDiscrete:
         """Σ over parts."""
         return sum(c.entropy(zd) for c, zd in self._parts(z))
 
+    def score(self, z: Tensor, action: Tensor) -> Tensor:
+        """That of each part."""
+        parts = zip(self._parts(z), action.unbind(-1), strict=True)
+        return torch.cat([c.score(zd, a) for (c, zd), a in parts], -1)
+
+    def entropy_slope(self, z: Tensor) -> Tensor:
+        """That of each part."""
+        return torch.cat([c.entropy_slope(zd) for c, zd in self._parts(z)], -1)
+
     def kl(self, z: Tensor, z_new: Tensor) -> Tensor:
         """Σ over parts."""
         return sum(c.kl(zd, zd_new) for c, zd, zd_new in self._parts(z, z_new))
@@ -192,6 +218,14 @@ class Bernoulli:
         """−Σ p log p + (1 − p) log(1 − p)."""
         p = z.sigmoid()
         return -(p * logsigmoid(z) + (1 - p) * logsigmoid(-z)).sum(-1)
+
+    def score(self, z: Tensor, action: Tensor) -> Tensor:
+        """a − p."""
+        return action - z.sigmoid()
+
+    def entropy_slope(self, z: Tensor) -> Tensor:
+        """−z p (1 − p)."""
+        return -z * z.sigmoid() * (-z).sigmoid()
 
     def kl(self, z: Tensor, z_new: Tensor) -> Tensor:
         """Σ over coins."""
@@ -245,6 +279,17 @@ class DiagGaussian:
     def entropy(self, z: Tensor) -> Tensor:
         """Σ log σ + ½ log 2πe."""
         return (z[..., self.n :] + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+    def score(self, z: Tensor, action: Tensor) -> Tensor:
+        """[x/σ, x² − 1] with x = (a − μ)/σ."""
+        mu, log_sigma = z.chunk(2, -1)
+        precision = torch.exp(-log_sigma)
+        x = (action - mu) * precision
+        return torch.cat([x * precision, x * x - 1], -1)
+
+    def entropy_slope(self, z: Tensor) -> Tensor:
+        """[0, 1]."""
+        return torch.cat([torch.zeros_like(z[..., : self.n]), torch.ones_like(z[..., self.n :])], -1)
 
     def kl(self, z: Tensor, z_new: Tensor) -> Tensor:
         """Σ log σ_new/σ + ½((σ² + (μ − μ_new)²)/σ_new² − 1)."""

@@ -16,7 +16,7 @@ from rl_natgrad.algos.critic import AdamFit, Critic, LBFGSFit, NoCritic, Regress
 from rl_natgrad.algos.learner import Learner, Recipe
 from rl_natgrad.algos.npg import npg
 from rl_natgrad.algos.pg import PG
-from rl_natgrad.algos.ppo import PPO, Gain, clipped, penalised, unclipped
+from rl_natgrad.algos.ppo import PPO, Slope, clipped, penalised, unclipped
 from rl_natgrad.algos.problem import Problem, empirical, gauss_newton, hessian, kl_hessian, surrogate
 from rl_natgrad.algos.trpo import trpo
 from rl_natgrad.config.refusals import ConfigError
@@ -69,7 +69,7 @@ FISHERS: dict[str, Callable[[Problem], Fisher]] = {
 CRITICS: dict[str, Callable[..., Regression]] = {
     "adam": AdamFit, "lbfgs": LBFGSFit, "trust_region": TrustRegionFit
 }  # fmt: skip
-GAINS: dict[str, Gain] = {"clip": clipped, "spo": penalised, "none": unclipped}
+SLOPES: dict[str, Slope] = {"clip": clipped, "spo": penalised, "none": unclipped}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 ACTIVATIONS: dict[str, Activation] = {"tanh": Tanh, "relu": Relu, "sigmoid": Sigmoid}
 
@@ -163,8 +163,9 @@ def build_algorithm(cfg: Config, policy: Policy) -> Algorithm:
         return Algorithm(estimate, problem, learn(policy.theta, rule, warmup))
     if isinstance(cfg.algo, Ppo):
         problem = partial(Problem, objective=partial(surrogate, entropy_coef=cfg.algo.entropy_coef))
-        rng, gain = generator(cfg.seed, "policy minibatches"), GAINS[options.pop("surrogate")]
-        return Algorithm(estimate, problem, learn(policy.theta, rng, gain, total_steps=cfg.total_steps, **options))
+        rng, slope = generator(cfg.seed, "policy minibatches"), SLOPES[options.pop("surrogate")]
+        learner = learn(policy.theta, rng, slope, total_steps=cfg.total_steps, **options)
+        return Algorithm(estimate, problem, learner)
     assert cfg.solver is not None and cfg.fisher is not None  # the schema sees to it
     settings = cfg.solver.model_dump(exclude={"name"})
     if "max_gib" in settings:
