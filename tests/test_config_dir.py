@@ -40,6 +40,33 @@ def test_a_file_of_ones_own_is_a_choice(here):
     assert [job.config.optimizer.lr for job in jobs] == [0.01, 0.02]
 
 
+FOR = """# @package _global_
+# Drive up a hill
+defaults: [default@env, _self_]
+algo: {gamma: 0.9, delta: 0.5}
+for:
+  ppo: {horizon: 64, algo: {lr: 0.5, gamma: 0.8}, eval: {episodes: 3}, solver: {damping: 1.0}}
+  pg: {optimizer: {name: adam, lr: 0.25}}
+env: {id: MountainCar-v0}
+"""
+
+
+def test_an_environments_file_may_have_settings_for_single_algorithms(here):
+    (here / "own" / "env" / "Hill.yaml").write_text(FOR)
+    load = lambda *words: cli.parse(["--config-dir", "own", "env=Hill", *words]).config  # noqa: E731
+    ppo, npg, trpo = (load(f"algo={name}") for name in ("ppo", "npg", "trpo"))
+    assert (ppo.horizon, ppo.algo.lr, ppo.algo.gamma, ppo.eval.episodes) == (64, 0.5, 0.8, 3)
+    assert (npg.horizon, npg.algo.lr, npg.algo.gamma, npg.eval.episodes) == (256, None, 0.9, 20)
+    assert ppo.solver is None and npg.algo.delta == trpo.algo.delta == 0.5
+    assert load("algo=ppo", "algo.lr=0.1", "horizon=32").algo.lr == 0.1  # the command line is heard last
+    assert load("algo=pg").optimizer.lr == 0.25
+    assert load("algo=pg", "optimizer=sgd").optimizer == cli.parse(["algo=pg", "optimizer=sgd"]).config.optimizer
+    (here / "own" / "env" / "Hill.yaml").write_text(FOR.replace("ppo:", "pppo:"))
+    compose._compose.cache_clear()
+    with pytest.raises(ConfigError, match=r"for\.pppo in a file of env/ must be for reinforce, pg, npg"):
+        load()
+
+
 def test_configs_beside_the_working_folder_is_found(here):
     (here / "own").rename(here / "configs")
     assert cli.parse(["env=Hill"]).config.env.id == "MountainCar-v0"

@@ -142,10 +142,26 @@ def _compose(**files: str) -> dict[str, Any]:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             own = [f"hydra.searchpath=[file://{folder}]" for folder in folders()[1:]]
             tree = compose("train", [*own, *(f"{group}={name}" for group, name in files.items())])
-            return _fitting(OmegaConf.to_container(tree, resolve=True))  # type: ignore[arg-type]
+            return _fitting(_for_algo(OmegaConf.to_container(tree, resolve=True)))  # type: ignore[arg-type]
     except (HydraException, OmegaConfBaseException) as e:
         where = " or ".join(map(str, folders()))
         raise ConfigError(f"{where} does not compose: {' '.join(str(e).split())}") from None
+
+
+def _for_algo(tree: dict[str, Any]) -> dict[str, Any]:
+    """An environment's file may have settings `for:` single algorithms; those of the chosen one are set.
+
+    A section of them that says `name:` is for that choice alone, such as Adam's rate and not SGD's.
+    """
+    settings = tree.pop("for", {})
+    if wrong := [name for name in settings if name not in MODELS["algo"]]:
+        raise ConfigError(f"for.{wrong[0]} in a file of env/ must be for {listing(MODELS['algo'], 'or')}")
+    for key, value in settings.get(tree["algo"]["name"], {}).items():
+        if not isinstance(value, dict):
+            tree[key] = value
+        elif value.get("name") in (None, tree.get(key, {}).get("name")):
+            tree.setdefault(key, {}).update(value)
+    return tree
 
 
 def _fitting(tree: dict[str, Any]) -> dict[str, Any]:
