@@ -73,7 +73,7 @@ def work(question: ModuleType, jobs: Sequence[Row], kept: Path, at_once: int) ->
     kept.parent.mkdir(parents=True, exist_ok=True)
     if kept.exists() and not kept.read_bytes().endswith(b"\n"):
         write_atomically(kept, kept.read_bytes() + b"\n")  # what a kill cut short stays a line of its own
-    done = {_key(line["job"]) for line in _read(kept)}
+    done = {_key(line["job"]) for line in read(kept)}
     left = [job for job in jobs if _key(job) not in done]
     commit, began, failed = (git_state() or {}).get("hash"), time.monotonic(), 0
     # Forked, the imports are paid for once; nothing has started a thread yet.
@@ -118,7 +118,7 @@ def _show(done: int, total: int, seconds: float) -> None:
 
 def collected(jobs: Iterable[Row], kept: Path) -> tuple[list[Row], str]:
     """The rows of these jobs, in their order, and a line on how they were made."""
-    lines = {_key(line["job"]): line for line in _read(kept)}
+    lines = {_key(line["job"]): line for line in read(kept)}
     found = [lines[_key(job)] for job in jobs]
     made = sorted({", ".join(f"{name} {line['versions'].get(name, '?')}" for name in LIBRARIES) for line in found})
     commits = sorted({str(line["commit"])[:12] for line in found})
@@ -127,7 +127,7 @@ def collected(jobs: Iterable[Row], kept: Path) -> tuple[list[Row], str]:
     return [line["job"] | row for line in found for row in line["rows"]], about
 
 
-def _read(kept: Path) -> list[Row]:
+def read(kept: Path) -> list[Row]:
     """The lines of earlier jobs; one that a kill cut short is not there."""
     lines = kept.read_text().splitlines() if kept.exists() else []
     whole = []
