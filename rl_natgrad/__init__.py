@@ -1,4 +1,4 @@
-"""Policy gradients with a real trust region: PG, NPG and TRPO around one KL-constrained step."""
+"""Policy gradients with a real trust region: PG, NPG and TRPO around one KL-constrained step, and PPO."""
 
 from rl_natgrad.version import __version__ as __version__
 

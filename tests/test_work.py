@@ -1,6 +1,7 @@
 """What an update costs, counted in work and not in seconds, so that a regression shows on any machine."""
 
 import contextlib
+import math
 import tracemalloc
 from collections import Counter
 
@@ -89,6 +90,17 @@ def test_a_plain_step(training, counted):
     counted.clear()
     run.learn(batch)
     assert (counted["forward"], counted["vjp"], counted["jvp"], counted["product"]) == (2, 1, 0, 0)
+
+
+def test_epochs_of_minibatches(training, counted):
+    run = training("CartPole", "algo=ppo", "critic=none", "algo.epochs=3", "algo.minibatch=50")
+    batch = run.batch(run.collector.collect(run.policy))
+    steps = 3 * math.ceil(len(batch.obs) / 50)
+    counted.clear()
+    run.learn(batch)
+    assert counted["adam"] == counted["gradient"] == steps
+    assert counted["forward"] == 3  # at θ_old; at θ' for loss and KL, and for the ratios
+    assert (counted["vjp"], counted["autograd"]) == (1, 1)  # of the surrogate at θ_old, for the log
 
 
 def test_a_rollout(training, counted):
