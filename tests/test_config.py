@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rl_natgrad.config import compose, schema
 from rl_natgrad.config.refusals import ConfigError, nearest
 from rl_natgrad.config.schema import Config
+from rl_natgrad.training.iteration import Training
 
 GROUPS = {  # written down again, so that a file or a name that goes missing is noticed
     "algo": ["npg", "pg", "ppo", "reinforce", "trpo"],
@@ -95,6 +96,20 @@ def test_defaults_are_those_of_the_design():
 def test_steps_may_be_written_as_people_write_them(word):
     steps = compose.load([word]).total_steps
     assert steps == 1_000_000 and type(steps) is int
+
+
+def test_both_networks_start_as_the_policy_says(closed):
+    words = ("policy.init=orthogonal", "policy.init=uniform")
+    orthogonal, uniform = (closed(Training(compose.load([word]))) for word in words)
+    for part in ("policy", "critic"):
+        of = lambda run, part=part: getattr(run, part).net.layers(getattr(run, part).theta)[0][1]  # noqa: E731
+        assert not of(orthogonal).any() and 0.3 < of(uniform).abs().max() < 0.5  # ±1/√4
+
+
+def test_a_run_from_before_there_was_a_choice_of_start_loads():
+    tree = compose.load([]).tree()
+    del tree["policy"]["init"]
+    assert compose.validate(tree) == compose.load([])
 
 
 def test_values_arrive():

@@ -210,6 +210,18 @@ def test_mlp_starts_orthogonal_with_its_gains_and_no_bias():
         assert not b.any()
 
 
+def test_mlp_may_start_as_torchs_linear_layers_do():
+    net = MLP((100, 400, 300), orthogonal=False)
+    ours = net.layers(net.init(rng(0)))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theirs = [torch.nn.Linear(100, 400), torch.nn.Linear(400, 300)]
+    for (W, b), layer in zip(ours, theirs, strict=True):
+        for a, c in ((W, layer.weight.detach()), (b, layer.bias.detach())):
+            assert a.abs().max().item() == pytest.approx(c.abs().max().item(), rel=0.02)
+            assert a.std().item() == pytest.approx(c.std().item(), rel=0.1) and abs(a.mean()) < 0.1 * a.abs().max()
+
+
 def test_cnn_starts_orthogonal_with_its_gains_and_no_bias():
     net = small_cnn()
     net.init(rng(0))

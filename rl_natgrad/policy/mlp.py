@@ -29,11 +29,16 @@ class MLP:
     """h₀ = x,  hₗ = φ(hₗ₋₁ Wₗᵀ + bₗ),  z = h_L without φ.  θ holds W₁ (out, in), b₁, W₂, b₂, … in a row.
 
     Starts orthogonal (Saxe et al. 2014) with gain √2, the last layer with `last_gain`: a small one makes
-    the first policy nearly uniform (Andrychowicz et al. 2021, "What matters in on-policy RL", 3.2).
+    the first policy nearly uniform (Andrychowicz et al. 2021, "What matters in on-policy RL", 3.2).  Or, not
+    `orthogonal`, as torch.nn.Linear does: all of a layer's W and b uniform in ±1/√in.
     """
 
-    def __init__(self, sizes: tuple[int, ...], activation: Activation = Tanh, last_gain: float = 0.01):
+    def __init__(
+        self, sizes: tuple[int, ...], activation: Activation = Tanh, last_gain: float = 0.01,
+        orthogonal: bool = True,
+    ):  # fmt: skip
         self.sizes, self.activation, self.last_gain, self.size = sizes, activation, last_gain, 0
+        self.orthogonal = orthogonal
         self._places = []  # where θ holds each W, its shape, and where b
         for i, o in pairwise(sizes):
             start, self.size = self.size, self.size + (i + 1) * o
@@ -48,7 +53,11 @@ class MLP:
         """θ at the start of training, (P,)."""
         theta = torch.zeros(self.size)
         layers = self.layers(theta)
-        for k, (W, _) in enumerate(layers):
+        for k, (W, b) in enumerate(layers):
+            if not self.orthogonal:
+                for tensor in (W, b):
+                    tensor.uniform_(-(W.shape[1] ** -0.5), W.shape[1] ** -0.5, generator=generator)
+                continue
             nn.init.orthogonal_(W, 2**0.5 if k < len(layers) - 1 else self.last_gain, generator=generator)
         return theta
 

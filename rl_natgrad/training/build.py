@@ -223,7 +223,8 @@ def _network(cfg: Config, part: Section, obs_space: spaces.Box, outputs: int, *,
         except RuntimeError as error:
             raise ConfigError(f"policy.kernels do not fit images of {H} × {W} pixels: {error}") from None
     size = part.model_dump(include={"hidden", "activation"})
-    return MLP((*obs_space.shape, *size["hidden"], outputs), ACTIVATIONS[size["activation"]], last_gain)
+    sizes, orthogonal = (*obs_space.shape, *size["hidden"], outputs), cfg.policy.init == "orthogonal"
+    return MLP(sizes, ACTIVATIONS[size["activation"]], last_gain, orthogonal)
 
 
 def _theta(cfg: Config, net: Network, part: str) -> torch.Tensor:
