@@ -202,3 +202,18 @@ def test_a_critic_does_not_see_the_mask():
         close(torch.from_numpy(net.compile(theta)(seen.numpy())), body.forward(theta, x[:, :D]))
         t = randn(3, N, 1)
         close(net.squared_error(theta)(seen, t).clone(), body.squared_error(theta)(x[:, :D].clone(), t))
+
+
+@each_head
+def test_steps_of_ppo_see_the_allowed_actions_alone(head):
+    p, x = policy(head), inputs(head)
+    theta = p.theta.clone().requires_grad_()
+    rows = log_pi(p.net, head, theta, x)
+    actions = torch.stack([allowed_actions(head, x[n, D:])[0] for n in range(N)])
+    entropy = -sum((logp.exp() * logp).sum() for logp in rows)
+    tape = p.net.tape(p.theta.clone())
+    z = tape.forward(x)
+    for slope, total in ((head.score(z, actions), sum(logp[0] for logp in rows)), (head.entropy_slope(z), entropy)):
+        (wanted,) = torch.autograd.grad(total, theta, retain_graph=True)
+        close(tape.backward(slope), wanted)
+        tape.forward(x)  # autograd's tape serves one backward pass

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rl_natgrad.optim.linearization import Linearization
-from rl_natgrad.policy.networks import Forward, Network, ValueNetwork
+from rl_natgrad.policy.networks import AutogradTape, Forward, Network, ValueNetwork
 
 FORBIDDEN = -1e30
 """The logit of an action that is not allowed. Its probability is exactly 0, and so is that times its logarithm,
@@ -39,6 +39,10 @@ class Masked:
     def linearize(self, theta: Tensor, x: Tensor) -> "LinearizedMasked":
         """z + J dθ around θ."""
         return LinearizedMasked(self.net.linearize(theta, x[:, : self.rows]), self._allowed(x))
+
+    def tape(self, theta: Tensor) -> AutogradTape:
+        """Forward and backward passes at a θ that is moved in place."""
+        return AutogradTape(self.forward, theta)
 
     def compile(self, theta: Tensor) -> Forward:
         """x ↦ f(θ, x) on arrays, for a θ that stays."""
@@ -94,6 +98,10 @@ class Unmasked:
         """(x, t) ↦ ∇_θ E[‖f(θ, x) − t‖²] (P,), for a θ that is moved in place."""
         gradient = self.net.squared_error(theta)
         return lambda x, t: gradient(x[:, : self.rows], t)
+
+    def tape(self, theta: Tensor) -> AutogradTape:
+        """Forward and backward passes at a θ that is moved in place."""
+        return AutogradTape(self.forward, theta)
 
     def compile(self, theta: Tensor) -> Forward:
         """x ↦ f(θ, x) on arrays, for a θ that stays."""
