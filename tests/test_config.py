@@ -106,12 +106,6 @@ def test_both_networks_start_as_the_policy_says(closed):
         assert not of(orthogonal).any() and 0.3 < of(uniform).abs().max() < 0.5  # ±1/√4
 
 
-def test_a_run_from_before_there_was_a_choice_of_start_loads():
-    tree = compose.load([]).tree()
-    del tree["policy"]["init"]
-    assert compose.validate(tree) == compose.load([])
-
-
 def test_values_arrive():
     words = ["eval={episodes: 5, every: 2}", "env.kwargs={gravity: 9.8}", "env.kwargs.deep.er=1", "algo.lr=0.1",
              "policy.hidden=[32]", "sweep.job_timeout=60", "runs_dir='a b'", "algo=npg"]

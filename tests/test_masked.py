@@ -213,7 +213,8 @@ def test_steps_of_ppo_see_the_allowed_actions_alone(head):
     entropy = -sum((logp.exp() * logp).sum() for logp in rows)
     tape = p.net.tape(p.theta.clone())
     z = tape.forward(x)
-    for slope, total in ((head.score(z, actions), sum(logp[0] for logp in rows)), (head.entropy_slope(z), entropy)):
+    score = sum(logp[0] for logp in rows)
+    for slope, total in ((head.score(z, actions), score), (head.entropy_slope(z), entropy)):
         (wanted,) = torch.autograd.grad(total, theta, retain_graph=True)
         close(tape.backward(slope), wanted)
         tape.forward(x)  # autograd's tape serves one backward pass

@@ -171,7 +171,7 @@ class Mlp(Choice):
     name: Literal["mlp"]
     hidden: Sizes
     activation: Activation
-    init: Literal["orthogonal", "uniform"] = "orthogonal"  # what runs had before there was a choice
+    init: Literal["orthogonal", "uniform"]
     std: Literal["free", "state"]
     log_std: LogStd
 

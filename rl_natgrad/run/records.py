@@ -15,9 +15,10 @@ RENAMED = {"search/accepted": "line_search/accepted", "search/tries": "line_sear
 
 ADDED: dict[str, Any] = {
     "dtype": "float32", "policy": {"std": "free"}, "optimizer": {"warmup": 0},
-    "env": {"frame_stack": None, "action_mask": False},
+    "env": {"frame_stack": None, "action_mask": False}, "policy=mlp": {"init": "orthogonal"},
 }  # fmt: skip
-"""Keys of the configuration that older records lack, with the values that those runs had."""
+"""Keys of the configuration that older records lack, with the values that those runs had.
+group=name: of that choice alone."""
 
 
 def find_runs(folders: Iterable[str | Path]) -> list[Path]:
@@ -54,10 +55,11 @@ def read_record(path: str | Path) -> dict:
 def _add(config: dict, added: dict[str, Any]) -> None:
     """Sets the keys that are missing, but for those of sections that are missing too."""
     for key, value in added.items():
+        group, _, choice = key.partition("=")
         if not isinstance(value, dict):
             config.setdefault(key, value)
-        elif isinstance(config.get(key), dict):
-            _add(config[key], value)
+        elif isinstance(config.get(group), dict) and choice in ("", config[group].get("name")):
+            _add(config[group], value)
 
 
 def read_rows(path: str | Path) -> list[dict]:
