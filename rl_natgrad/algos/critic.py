@@ -1,8 +1,9 @@
 """State values V(s), regressed on returns: one critic, several ways to fit it."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,12 +19,19 @@ from rl_natgrad.optim.steps import backtrack, newton, to_radius
 from rl_natgrad.policy.networks import ValueNetwork
 from rl_natgrad.rollout.normalize import RunningMoments
 
+NOT_FINITE = {"critic/not_finite": 1.0}
+
 
 class Regression(Remembering, Protocol):
     """One update's fit. Lowers E[(f(θ, x) − target)²]; target (N, 1)."""
 
     def __call__(self, net: ValueNetwork, theta: Tensor, x: Tensor, target: Tensor) -> Tensor:
         """The new θ (P,)."""
+
+
+Start = Callable[[Regression, ValueNetwork, Tensor, Tensor, Tensor], Callable[[], Tensor]]
+"""Starts a regression of (net, θ, x, target). The function it returns waits for the new θ, and by then the
+regression has learned too."""
 
 
 class NoCritic(Stateless):
@@ -33,9 +41,9 @@ class NoCritic(Stateless):
         """0 (N,)."""
         return obs.new_zeros(len(obs), dtype=torch.get_default_dtype())
 
-    def fit(self, batch: Batch) -> dict[str, float]:
-        """Nothing."""
-        return {}
+    def begin(self, batch: Batch) -> Callable[[], dict[str, float]]:
+        """Nothing to wait for, and nothing to say."""
+        return dict
 
 
 class Critic:
@@ -43,7 +51,11 @@ class Critic:
 
     As these move, the last layer moves against them and V stays what it was: what has been learned is kept
     (van Hasselt et al. 2016, Pop-Art).
+
+    start: `partial` fits where θ is asked for; training/overlap.py does in another process meanwhile.
     """
+
+    start: Start = partial
 
     def __init__(self, net: ValueNetwork, theta: Tensor, regress: Regression, normalize: bool = True):
         self.net, self.theta, self.regress, self.normalize = net, theta, regress, normalize
@@ -54,12 +66,16 @@ class Critic:
         """V(obs) (N,)."""
         return self.net.forward(self.theta, obs).squeeze(-1) * float(self.returns.std) + float(self.returns.mean)
 
-    @np.errstate(over="ignore", invalid="ignore")  # what is not finite is noticed below
     def fit(self, batch: Batch) -> dict[str, float]:
         """Regresses on the batch's returns. Returns error and explained variance from before the fit.
 
         Where the new parameters are not finite all stays as it was, and critic/not_finite is logged.
         """
+        return self.begin(batch)()
+
+    @np.errstate(over="ignore", invalid="ignore")  # what is not finite is noticed below
+    def begin(self, batch: Batch) -> Callable[[], dict[str, float]]:
+        """The same in two halves: until the function it returns is called, V is as before."""
         info = fit_info(batch.value, batch.ret)
         returns = RunningMoments(())
         returns.load(self.returns.state())
@@ -67,14 +83,21 @@ class Critic:
             returns.update(batch.ret.cpu().numpy())
         start = self._in_units_of(returns)
         target = ((batch.ret - float(returns.mean)) / float(returns.std)).to(self.theta.dtype).unsqueeze(-1)
-        if bool(target.isfinite().all()):
-            before = self.regress.state()
-            theta = self.regress(self.net, start, batch.obs, target)
-            if bool(theta.isfinite().all()) and math.isfinite(info["critic/loss"]):
-                self.returns, self.theta = returns, theta
-                return info
-            self.regress.load(before)
-        return info | {"critic/not_finite": 1.0}
+        if not bool(target.isfinite().all()) or not math.isfinite(info["critic/loss"]):
+            return lambda: info | NOT_FINITE
+        theta = self.start(self.regress, self.net, start, batch.obs, target)
+        return lambda: info | self._become(theta, returns)
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def _become(self, fitted: Callable[[], Tensor], returns: RunningMoments) -> dict[str, float]:
+        """Takes over a fit that is finite; says so where it is not."""
+        before = self.regress.state()
+        theta = fitted()
+        if bool(theta.isfinite().all()):
+            self.returns, self.theta = returns, theta
+            return {}
+        self.regress.load(before)
+        return NOT_FINITE
 
     def _in_units_of(self, new: RunningMoments) -> Tensor:
         """θ for the same V in new units; as it was before the first fit, where V is but its random start."""

@@ -151,10 +151,11 @@ SOLVERS = _choices({
 INDEFINITE_SOLVERS = ("steihaug", "pinv", "identity")  # those that give a direction for a matrix that is not PSD
 NEEDS_ROWS, HAS_ROWS = ("woodbury", "svd"), ("gauss_newton", "empirical")  # solvers, and Fishers that are RᵀR
 LAYERS = {"hidden": Sizes, "activation": Activation}
+FIT = {**LAYERS, "overlap": Literal["auto"] | bool}
 CRITICS = _choices({
-    "adam": {**LAYERS, "lr": Positive, "epochs": Count, "minibatch": Count},
-    "lbfgs": {**LAYERS, "max_iter": Count, "history": Count},
-    "trust_region": {**LAYERS, "delta": Positive | None, "damping": NonNegative, "max_iter": Count,
+    "adam": {**FIT, "lr": Positive, "epochs": Count, "minibatch": Count},
+    "lbfgs": {**FIT, "max_iter": Count, "history": Count},
+    "trust_region": {**FIT, "delta": Positive | None, "damping": NonNegative, "max_iter": Count,
                      "steps": Count},
     "none": {},
 })
@@ -264,6 +265,16 @@ class Config(Section):
         tree = self.model_dump(mode="json")
         return {key: value for key, value in tree.items() if value is not None or key not in DEPENDENT}
 
+    @property
+    def overlap(self) -> Literal["auto"] | bool:
+        """critic.overlap; False where nothing is fitted."""
+        return self.critic.model_dump().get("overlap", False) if self.critic else False
+
+    @property
+    def can_overlap(self) -> bool:
+        """Whether the critic can be fitted in a fork, which has no GPU and none of torch's threads."""
+        return (self.device, self.torch_threads, self.policy.name) == ("cpu", 1, "mlp")
+
     @model_validator(mode="after")
     def consistent(self) -> "Config":
         """Checks what no key shows by itself."""
@@ -281,6 +292,8 @@ class Config(Section):
         if not 2 <= self.num_envs * self.horizon <= MAX_BATCH:
             raise ValueError(f"horizon × num_envs must be 2 to {MAX_BATCH:,} samples per update, "
                              f"got {self.horizon} × {self.num_envs}")
+        if self.overlap is True and not self.can_overlap:
+            raise ValueError("critic.overlap=true needs device=cpu, torch_threads=1 and policy=mlp")
         for group, part in (("policy", self.policy), ("critic", self.critic)):
             if _weights(part) > MAX_WEIGHTS:
                 raise ValueError(f"{group} has {_weights(part):,} weights between its hidden layers; "

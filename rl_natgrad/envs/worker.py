@@ -29,7 +29,7 @@ def main(fd: int) -> None:
     """Builds its environments, then serves until the socket closes."""
     sock = socket.socket(fileno=fd)
     job = json.loads(receive(sock)[1])
-    _die_with_parent(job)
+    die_with(job["parent"], at_once=job["from_main_thread"])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # so that a KeyboardInterrupt is an environment's
     errors.tell = lambda text: send(sock, NOTE, text.encode())
     tidy(lambda: _work(sock, job), GRACE)
@@ -61,11 +61,14 @@ def _work(sock: socket.socket, job: dict[str, Any]) -> int:
     return 0
 
 
-def _die_with_parent(job: dict[str, Any]) -> None:
-    """A closed socket ends an idle worker; this ends one that hangs inside an environment (Linux)."""
-    if sys.platform == "linux" and job["from_main_thread"]:  # the signal comes when that thread ends
+def die_with(parent: int, *, at_once: bool = True) -> None:
+    """A closed socket ends an idle worker; this ends one that hangs inside an environment (Linux).
+
+    at_once: the thread that started it is the main one; the signal comes when that thread ends.
+    """
+    if sys.platform == "linux" and at_once:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != job["parent"]:
+    if os.getppid() != parent:
         os._exit(1)
 
 

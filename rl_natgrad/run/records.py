@@ -14,8 +14,8 @@ RENAMED = {"search/accepted": "line_search/accepted", "search/tries": "line_sear
 """Tags by the name that they have in older files: a search is Optuna's now."""
 
 ADDED: dict[str, Any] = {
-    "dtype": "float32", "policy": {"std": "free"}, "optimizer": {"warmup": 0},
-    "env": {"frame_stack": None, "action_mask": False}, "policy=mlp": {"init": "orthogonal"},
+    "dtype": "float32", "policy": {"std": "free"}, "policy=mlp": {"init": "orthogonal"}, "optimizer": {"warmup": 0},
+    "critic": {"overlap": "auto"}, "env": {"frame_stack": None, "action_mask": False},
 }  # fmt: skip
 """Keys of the configuration that older records lack, with the values that those runs had.
 group=name: of that choice alone."""
@@ -53,13 +53,14 @@ def read_record(path: str | Path) -> dict:
 
 
 def _add(config: dict, added: dict[str, Any]) -> None:
-    """Sets the keys that are missing, but for those of sections that are missing too."""
+    """Sets the keys that are missing, but for those of sections that are missing too, or have none."""
     for key, value in added.items():
         group, _, choice = key.partition("=")
+        section = config.get(group)
         if not isinstance(value, dict):
             config.setdefault(key, value)
-        elif isinstance(config.get(group), dict) and choice in ("", config[group].get("name")):
-            _add(config[group], value)
+        elif isinstance(section, dict) and section.get("name") != "none" and choice in ("", section.get("name")):
+            _add(section, value)
 
 
 def read_rows(path: str | Path) -> list[dict]:

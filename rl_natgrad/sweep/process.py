@@ -9,6 +9,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from rl_natgrad.envs.cores import JOBS
+
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -17,14 +19,16 @@ class Process:
     """`python -m rl_natgrad.train <words>`, its output appended to `log`, in a session of its own.
 
     The session keeps the terminal's Ctrl-C from it: the sweep decides what to stop, and how.
+    at_once: jobs on this machine.
     """
 
-    def __init__(self, words: list[str], log: Path):
+    def __init__(self, words: list[str], log: Path, at_once: int = 1):
         command = [sys.executable, "-m", "rl_natgrad.train", *words]
         with open(log, "ab") as out:
             self._popen = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
                 start_new_session=True, preexec_fn=partial(_prepare, os.getpid()),
+                env={**os.environ, JOBS: str(at_once)},
             )  # fmt: skip
         self._pid = self._popen.pid
         self._code: int | None = None

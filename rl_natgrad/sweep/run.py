@@ -5,6 +5,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rl_natgrad.config.command import Multirun, NewRun
@@ -75,7 +76,8 @@ def _launcher(asked: Multirun) -> tuple[Launch, int]:
     if asked.launcher:
         cluster = Cluster.of(asked.launcher)
         return cluster.start, cluster.at_once
-    return Process, max(cores() // max(job.config.torch_threads for job in asked.jobs), 1)
+    at_once = asked.config.sweep.jobs or max(cores() // max(job.config.torch_threads for job in asked.jobs), 1)
+    return partial(Process, at_once=at_once), at_once
 
 
 def _listed(asked: Sequence[NewRun], folder: Path) -> Listed:

@@ -142,7 +142,7 @@ def build_critic(cfg: Config, obs_space: spaces.Box) -> Critic | NoCritic:
     if masked:
         net = Unmasked(net, seen.shape[0])
     theta = _theta(cfg, net, "critic")
-    options = cfg.critic.model_dump(exclude={"name", "hidden", "activation"})
+    options = cfg.critic.model_dump(exclude={"name", "hidden", "activation", "overlap"})
     if cfg.critic.name == "adam":
         options |= {"theta": theta, "rng": generator(cfg.seed, "minibatches")}
     return Critic(net, theta, CRITICS[cfg.critic.name](**options), cfg.env.normalize_return)

@@ -2,9 +2,10 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +25,13 @@ WINDOW = 100  # episodes that a training return is the mean of
 
 class NotFinite(RuntimeError):
     """The maths of too many updates in a row was not finite."""
+
+
+class Collected(NamedTuple):
+    """A rollout, and the seconds that it took."""
+
+    rollout: Rollout
+    seconds: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -79,30 +87,50 @@ class Training:
         return self.learn_from(self.gather())
 
     @np.errstate(over="ignore", invalid="ignore")  # `learn` and the checks tell what is not finite
-    def gather(self) -> Gathered:
-        """The first half of an update: a rollout, with which the environments have moved on."""
+    def collect(self) -> Collected:
+        """A rollout, with which the environments have moved on."""
         clock = _Clock()
         with build.undisturbed():
             rollout = self.collector.collect(self.policy)
         clock.lap("time/collect")
+        return Collected(rollout, clock.laps)
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def gather(self, collected: Collected | None = None) -> Gathered:
+        """The first half of an update: a rollout, `collected` or a new one, and what the critic says of it."""
+        rollout, seconds = collected or self.collect()
+        clock = _Clock(seconds)
         batch = self.batch(rollout)
         clock.lap("time/update")
         return Gathered(rollout, batch, clock.laps)
 
-    @np.errstate(over="ignore", invalid="ignore")  # the learners notice what is not finite, and say so
     def learn_from(self, gathered: Gathered) -> dict[str, float]:
-        """The second half: policy, critic and normaliser learn, in this order. Returns what to log of both halves.
+        """The second half: policy, critic and normaliser learn. Returns what to log of both halves.
 
         Raises: NotFinite, as `learn`.
         """
+        return self.begin(gathered)()
+
+    @np.errstate(over="ignore", invalid="ignore")  # the learners notice what is not finite, and say so
+    def begin(self, gathered: Gathered) -> Callable[[], dict[str, float]]:
+        """`learn_from` until all but the critic has learned. The function it returns waits for that, and says what
+        to log; before, nothing may be asked that needs V. The environments may be stepped."""
         rollout, batch, clock = gathered.rollout, gathered.batch, _Clock(gathered.seconds)
-        info = self.learn(batch) if len(batch.obs) else {}
-        clock.lap("time/update")
-        info |= self.critic.fit(batch) if len(batch.obs) else {}
-        self.policy.observe.update(rollout.obs[:-1][rollout.valid])  # last: this batch was seen as before
+        fitted = self.critic.begin(batch) if len(batch.obs) else dict  # may go on beside what follows
         clock.lap("time/critic")
+        info = self.learn(batch) if len(batch.obs) else {}
+        self.policy.observe.update(rollout.obs[:-1][rollout.valid])  # last: this batch was seen as before
+        clock.lap("time/update")
         self.step, self.update = self.step + rollout.steps, self.update + 1
-        return self._episodes(rollout) | info | clock.laps
+        row = self._episodes(rollout) | info
+
+        def finish() -> dict[str, float]:
+            wait = _Clock(clock.laps)
+            said = fitted()
+            wait.lap("time/critic")
+            return row | said | wait.laps
+
+        return finish
 
     def batch(self, rollout: Rollout) -> Batch:
         """The rollout's steps with their advantages and returns."""

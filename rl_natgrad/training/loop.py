@@ -3,6 +3,7 @@
 import contextlib
 import shlex
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from rl_natgrad.run.logger import Logger
 from rl_natgrad.run.progress import Progress
 from rl_natgrad.run.records import TRACEBACK
 from rl_natgrad.run.signals import Stop, Stopped
-from rl_natgrad.training import state
-from rl_natgrad.training.iteration import NotFinite, Training
+from rl_natgrad.training import overlap, state
+from rl_natgrad.training.iteration import Collected, NotFinite, Training
 from rl_natgrad.version import __version__
 
 GPU_PAYS = 20_000
@@ -78,13 +79,16 @@ class Loop:
         self._not_finite = sum("policy/not_finite" in row for row in kept or ())
         self.progress = Progress(self.cfg.total_steps, first_step=training.step)
         self._start = time.perf_counter()
+        self._overlaps = overlap.pays(self.cfg, training.envs.backend)
+        self._collected: Collected | None = None  # the next update's rollout, where it came before this one's end
+        self._fitting: Callable[[], dict[str, float]] | None = None  # what waits for the row of that one
         self.code: int | None = None  # once it is settled
 
     def go(self) -> int:
         """Trains to the end, and leaves the folder saying how it ended. Returns the exit code."""
         watchdog.last_words = self._last_words
         try:
-            with self.progress:
+            with self.progress, self._beside():
                 self._header()
                 self.code = self._to_the_end()
         except (EnvError, NotFinite, OSError) as error:
@@ -101,6 +105,8 @@ class Loop:
     def _last_words(self, error: EnvError) -> int:
         """Of a process that hangs in an environment for good. Returns its exit code."""
         if self.code is None:
+            with contextlib.suppress(OSError):
+                self._log_fitted()
             self._failed(error)
             return watchdog.fail(error)
         note(str(error))
@@ -126,8 +132,17 @@ class Loop:
         """Updates until the steps are done. Raises: Stopped after the update in which a signal came."""
         cfg, training = self.cfg, self.training
         while self.pending or training.step < cfg.total_steps:
-            row = self.pending or training.iterate()
-            self.pending = row  # until it is logged: a stop during the evaluation saves it
+            if self.pending is None:
+                gathered, self._collected = training.gather(self._collected), None
+                self._fitting = training.begin(gathered)
+                if self._goes_straight_on():
+                    try:
+                        self._collected = training.collect()
+                    finally:  # this update is done, whatever the environments do in the next
+                        self._log_fitted()
+                    continue
+                self.pending, self._fitting = self._fitting(), None
+            row = self.pending  # until it is logged: a stop during the evaluation saves it
             if cfg.eval.every and training.update % cfg.eval.every == 0:
                 row |= self._evaluate()
             self._log(row)
@@ -135,6 +150,23 @@ class Loop:
             if cfg.checkpoint.every and training.update % cfg.checkpoint.every == 0:
                 self._save()
             self.stop.check()
+
+    def _goes_straight_on(self) -> bool:
+        """Whether the next rollout may come before the critic's fit has ended: nothing stands between."""
+        cfg, training = self.cfg, self.training
+        due = any(n and training.update % n == 0 for n in (cfg.eval.every, cfg.checkpoint.every))
+        return self._overlaps and training.step < cfg.total_steps and not due and not self.stop.number
+
+    def _log_fitted(self) -> None:
+        """The row of an update whose critic was fitted beside the next rollout, once."""
+        finish, self._fitting = self._fitting, None
+        if finish:
+            self._log(finish())
+
+    def _beside(self) -> contextlib.AbstractContextManager[None]:
+        """While entered, the critic is fitted in another process, where that pays."""
+        critic = self.training.critic
+        return overlap.beside(critic, self.progress.note) if self._overlaps else contextlib.nullcontext()
 
     def _evaluate(self) -> dict[str, float]:
         """Evaluates, and keeps the state where that was the best so far. Raises: Stopped at once."""

@@ -26,7 +26,7 @@ from rl_natgrad.version import __version__
 
 RESUMABLE = {
     "total_steps", "device", "eval.every", "eval.episodes", "checkpoint.every", "checkpoint.keep",
-    "env.allow_import",
+    "env.allow_import", "critic.overlap",
 }  # fmt: skip
 """What may be given anew when a run goes on: none of it changes the updates that are yet to come, but total_steps
 where PPO's rate or clip falls towards it."""

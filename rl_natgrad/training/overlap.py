@@ -1,0 +1,152 @@
+"""The critic's fit in a process beside this one, while here the policy learns and the environments are stepped.
+
+A fork, which is up within milliseconds; a fresh interpreter takes a second to import torch. It remembers nothing:
+each fit brings the regression's state along and takes it back. So whatever becomes of the process, this one can do
+the same fit with the same bits, and does.
+"""
+
+import io
+import os
+import pickle
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rl_natgrad.algos.critic import Critic, NoCritic, Regression
+from rl_natgrad.config.schema import Config
+from rl_natgrad.envs.cores import share
+from rl_natgrad.envs.worker import die_with
+from rl_natgrad.policy.networks import ValueNetwork
+
+ROWS = 1000  # of a batch: for fewer, sending them takes a good part of the time that fitting them does
+PATIENCE = 60.0  # seconds after which a fit that has not come is done here
+
+
+def pays(cfg: Config, backend: str) -> bool:
+    """Whether to fit beside: as critic.overlap says; where that is auto, on a core that would be idle."""
+    if cfg.overlap != "auto":
+        return cfg.overlap
+    idle = share() > 1 and backend in ("sync", "native")  # the other backends keep all cores busy
+    return idle and cfg.can_overlap and cfg.num_envs * cfg.horizon >= ROWS
+
+
+@contextmanager
+def beside(critic: Critic | NoCritic, note: Callable[[str], None]) -> Iterator[None]:
+    """While entered, the fits that the critic begins go on in another process.
+
+    note: is told, once, where there is no such process, or no longer.
+    """
+    assert isinstance(critic, Critic)  # else there is no critic.overlap
+    helper = Helper(critic.regress, critic.net, note)
+    critic.start = helper.start
+    try:
+        yield
+    finally:
+        critic.start = partial
+        helper.close()
+
+
+class Helper:
+    """The process: 0 once it is gone, and then fits are done here. It ends with this one at the latest."""
+
+    def __init__(self, regress: Regression, net: ValueNetwork, note: Callable[[str], None]):
+        self.note, self.process = note, 0
+        try:
+            self._pipe, theirs = Pipe()
+            self.process = _fork(partial(_serve, theirs, regress, net))
+            theirs.close()
+        except OSError as error:  # no processes or files left
+            note(f"the critic is fitted without a second process: {error.strerror}")
+
+    def start(
+        self, regress: Regression, net: ValueNetwork, theta: Tensor, x: Tensor, target: Tensor
+    ) -> Callable[[], Tensor]:
+        """See algos.critic.Start."""
+        here, before = partial(regress, net, theta, x, target), regress.state()
+        try:
+            if self.process:
+                self._pipe.send_bytes(_dumps((before, theta, x, target)))
+        except OSError:
+            self._gone()
+        return partial(self._wait, regress, before, here) if self.process else here
+
+    def _wait(self, regress: Regression, before: dict[str, Any], here: Callable[[], Tensor]) -> Tensor:
+        """What comes back, or the same done here."""
+        try:
+            if not self._pipe.poll(PATIENCE):
+                raise TimeoutError
+            state, theta = pickle.loads(self._pipe.recv_bytes())
+            regress.load(state)
+        except (OSError, EOFError, ValueError):  # the latter: a state that is not finite, of a θ that may be
+            self._gone()
+            regress.load(before)
+            return here()
+        return theta
+
+    def _gone(self) -> None:
+        self.close()
+        self.note("the second process that fitted the critic is gone; the same is done in this one")
+
+    def close(self) -> None:
+        """Ends it, whatever it does: it has nothing to save."""
+        if self.process:
+            self._pipe.close()
+            os.kill(self.process, signal.SIGKILL)
+            os.waitpid(self.process, 0)
+            self.process = 0
+
+
+def _fork(work: Callable[[], None]) -> int:
+    """The number of a copy of this process that does only `work`; SIGINT and SIGTERM are not for it."""
+    parent, main = os.getpid(), threading.current_thread() is threading.main_thread()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of 3.12 on, where BLAS or a watchdog has threads
+            child = os.fork()
+        if not child:
+            try:
+                die_with(parent, at_once=main)
+                work()
+            finally:
+                os._exit(0)
+        return child
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@np.errstate(over="ignore", invalid="ignore")  # as in Critic
+def _serve(pipe: Connection, regress: Regression, net: ValueNetwork) -> None:
+    """One fit after the other, until nobody asks any more."""
+    fd = pipe.fileno()
+    os.closerange(3, fd)  # the run's lock, environments' pipes: nobody should wait for us to close them
+    os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
+    while True:
+        state, theta, x, target = pickle.loads(pipe.recv_bytes())
+        regress.load(state)
+        theta = regress(net, theta, x, target)
+        pipe.send_bytes(_dumps((regress.state(), theta)))
+
+
+class _Pickler(pickle.Pickler):
+    """Tensors as arrays: torch's own way takes longer than the rest."""
+
+    def reducer_override(self, node: Any) -> Any:
+        """How to make `node` again."""
+        return (torch.from_numpy, (node.numpy(),)) if isinstance(node, Tensor) else NotImplemented
+
+
+def _dumps(node: Any) -> bytes:
+    buffer = io.BytesIO()
+    _Pickler(buffer, protocol=5).dump(node)
+    return buffer.getvalue()
