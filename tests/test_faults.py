@@ -24,7 +24,8 @@ from rl_natgrad.run import events, lock
 from rl_natgrad.run.records import read_rows
 from rl_natgrad.training.iteration import Training
 
-WORDS = [*SMALL, *CRITIC, "total_steps=500", "checkpoint.every=1", "checkpoint.keep=2", "eval.every=1"]
+WORDS = [*SMALL, *CRITIC, "total_steps=500", "checkpoint.every=1", "checkpoint.keep=2", "eval.every=1",
+         "critic.overlap=true"]  # fmt: skip
 ERRNOS = errno.ENOSPC, errno.EROFS, errno.EIO
 CALLS = (
     "open", "create", "read", "write", "fsync", "close", "rename", "unlink", "mkdir", "ftruncate", "flock",

@@ -100,9 +100,9 @@ def test_every_algorithm_and_part_resumes(monkeypatch, tmp_path, recipe):
 
 def test_a_record_from_before_a_key_was_there_resumes(monkeypatch, finished, tmp_path):
     expected, record = facts(finished), json.loads((finished / "run.json").read_text())
-    del record["config"]["dtype"], record["config"]["policy"]["std"]
+    del record["config"]["dtype"], record["config"]["critic"]["overlap"]
+    del record["config"]["policy"]["std"], record["config"]["policy"]["init"]
     del record["config"]["env"]["frame_stack"], record["config"]["env"]["action_mask"]
-    del record["config"]["policy"]["init"]
     (finished / "run.json").write_text(json.dumps(record))
     assert_resumes(monkeypatch, finished, tmp_path, (18,))
     assert_equal(finished, expected)

@@ -28,7 +28,7 @@ from whole_runs import (
 from rl_natgrad.run.records import read_rows
 from rl_natgrad.run.signals import Stop, Stopped
 
-WORDS = [*SMALL, *CRITIC, "total_steps=6000", "checkpoint.every=3", "eval.every=8"]
+WORDS = [*SMALL, *CRITIC, "total_steps=6000", "checkpoint.every=3", "eval.every=8", "critic.overlap=true"]
 SLOW_EVALUATION = ["eval.every=2", "eval.episodes=4", "env=Pendulum", "num_envs=2", "horizon=32"]
 TIME = 10  # seconds that a stop may take
 
@@ -41,7 +41,7 @@ def undisturbed(tmp_path_factory):
     def facts_of(*words):
         runs_dir = tmp_path_factory.mktemp("undisturbed")
         with pytest.MonkeyPatch.context() as patch:
-            assert run(patch, *words, f"runs_dir={runs_dir}") == 0
+            assert run(patch, *words, "critic.overlap=false", f"runs_dir={runs_dir}") == 0
         return facts(only_run(runs_dir))
 
     return facts_of

@@ -41,6 +41,10 @@ class NoCritic(Stateless):
         """0 (N,)."""
         return obs.new_zeros(len(obs), dtype=torch.get_default_dtype())
 
+    def fit(self, batch: Batch) -> dict[str, float]:
+        """Nothing."""
+        return {}
+
     def begin(self, batch: Batch) -> Callable[[], dict[str, float]]:
         """Nothing to wait for, and nothing to say."""
         return dict

@@ -88,9 +88,10 @@ class Loop:
         """Trains to the end, and leaves the folder saying how it ended. Returns the exit code."""
         watchdog.last_words = self._last_words
         try:
-            with self.progress, self._beside():
+            with self.progress:
                 self._header()
-                self.code = self._to_the_end()
+                with self._beside():
+                    self.code = self._to_the_end()
         except (EnvError, NotFinite, OSError) as error:
             self._failed(error)
             self.code = say(f"{error} (see {self.path / TRACEBACK})" if isinstance(error, EnvRaised) else error, 1)

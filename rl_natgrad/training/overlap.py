@@ -12,7 +12,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -99,11 +99,11 @@ class Helper:
 
     def close(self) -> None:
         """Ends it, whatever it does: it has nothing to save."""
-        if self.process:
-            self._pipe.close()
-            os.kill(self.process, signal.SIGKILL)
-            os.waitpid(self.process, 0)
-            self.process = 0
+        gone, self.process = self.process, 0
+        if gone:
+            for end in (partial(os.kill, gone, signal.SIGKILL), partial(os.waitpid, gone, 0), self._pipe.close):
+                with suppress(OSError):  # an environment has waited for all children, or closed all files
+                    end()
 
 
 def _fork(work: Callable[[], None]) -> int:
