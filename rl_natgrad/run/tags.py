@@ -67,7 +67,7 @@ TAGS = {
     "eval/length": Tag("steps", "mean length of the episodes with the most likely actions"),
     "time/collect, time/update, time/critic": Tag(
         "seconds",
-        "what the parts of this update took; of a fit in a second process (`critic.overlap`), what it was waited for",
+        "what the parts of this update took; of a fit in a second process, what it was waited for",
         "with MuJoCo collect is by far the largest: env.backend=split or envpool help there"),
     "time/elapsed": Tag("seconds", "since the start of training, earlier stretches of a resumed run included"),
     "time/steps_per_second": Tag("1/s", "steps so far / elapsed"),
