@@ -9,6 +9,7 @@ import io
 import os
 import pickle
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -37,7 +38,7 @@ def pays(cfg: Config, backend: str) -> bool:
     if cfg.overlap != "auto":
         return cfg.overlap
     idle = share() > 1 and backend in ("sync", "native")  # the other backends keep all cores busy
-    return idle and cfg.can_overlap and cfg.num_envs * cfg.horizon >= ROWS
+    return sys.platform == "linux" and idle and cfg.can_overlap and cfg.num_envs * cfg.horizon >= ROWS
 
 
 @contextmanager
@@ -139,11 +140,11 @@ def _serve(pipe: Connection, regress: Regression, net: ValueNetwork) -> None:
 
 
 class _Pickler(pickle.Pickler):
-    """Tensors as arrays: torch's own way takes longer than the rest."""
+    """Tensors as arrays: torch's own way takes longer than all the rest."""
 
     def reducer_override(self, node: Any) -> Any:
-        """How to make `node` again."""
-        return (torch.from_numpy, (node.numpy(),)) if isinstance(node, Tensor) else NotImplemented
+        """How to make `node` again: in memory aligned as torch does, on which a product's last bits may depend."""
+        return (torch.tensor, (node.numpy(),)) if isinstance(node, Tensor) else NotImplemented
 
 
 def _dumps(node: Any) -> bytes:
