@@ -22,10 +22,11 @@ from whole_runs import (
     wait_until,
 )  # fmt: skip
 
-from rl_natgrad.algos.critic import AdamFit, Critic
+from rl_natgrad.algos.critic import AdamFit, Critic, LBFGSFit
 from rl_natgrad.config import compose
 from rl_natgrad.envs import cores
 from rl_natgrad.envs.leftovers import children
+from rl_natgrad.policy.mlp import MLP
 from rl_natgrad.run.records import read_rows
 from rl_natgrad.sweep import process
 from rl_natgrad.training import overlap
@@ -215,6 +216,18 @@ def test_without_the_process_the_run_goes_on_alone(train, monkeypatch, helpers, 
     assert out.count("note    the ") == 1 and ("gone" in out) == (end != "no process"), out
     assert len(fits) > 5 and not fits[-1]
     assert all(gone(process) for process in helpers)
+
+
+def test_a_process_that_reads_nothing_holds_nobody_up(monkeypatch):
+    """Nor does one that a batch of more than a socket's buffer is sent to."""
+    monkeypatch.setattr(overlap, "PATIENCE", 0.2)
+    net, x, target, notes = MLP((2, 4, 1), last_gain=1.0), torch.randn(2**18, 2), torch.randn(2**18, 1), []
+    theta, fit = net.init(torch.Generator()), LBFGSFit(max_iter=2, history=2)
+    helper = overlap.Helper(fit, net, notes.append)
+    os.kill(helper.process, signal.SIGSTOP)
+    waits = helper.start(fit, net, theta, x, target)
+    assert not helper.process and len(notes) == 1
+    assert torch.equal(waits(), fit(net, theta, x, target))
 
 
 def gone(process: int) -> bool:

@@ -9,14 +9,13 @@ import io
 import os
 import pickle
 import signal
+import socket
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
@@ -26,11 +25,13 @@ from torch import Tensor
 from rl_natgrad.algos.critic import Critic, NoCritic, Regression
 from rl_natgrad.config.schema import Config
 from rl_natgrad.envs.cores import share
+from rl_natgrad.envs.wire import receive, send
 from rl_natgrad.envs.worker import die_with
 from rl_natgrad.policy.networks import ValueNetwork
 
 ROWS = 1000  # of a batch: for fewer, sending them takes a good part of the time that fitting them does
 PATIENCE = 60.0  # seconds after which a fit that has not come is done here
+FIT = b"f"  # the one kind of frame
 
 
 def pays(cfg: Config, backend: str) -> bool:
@@ -63,7 +64,8 @@ class Helper:
     def __init__(self, regress: Regression, net: ValueNetwork, note: Callable[[str], None]):
         self.note, self.process = note, 0
         try:
-            self._pipe, theirs = Pipe()
+            self._socket, theirs = socket.socketpair()
+            self._socket.settimeout(PATIENCE)
             self.process = _fork(partial(_serve, theirs, regress, net))
             theirs.close()
         except OSError as error:  # no processes or files left
@@ -76,7 +78,7 @@ class Helper:
         here, before = partial(regress, net, theta, x, target), regress.state()
         try:
             if self.process:
-                self._pipe.send_bytes(_dumps((before, theta, x, target)))
+                send(self._socket, FIT, _dumps((before, theta, x, target)))
         except OSError:
             self._gone()
         return partial(self._wait, regress, before, here) if self.process else here
@@ -84,9 +86,7 @@ class Helper:
     def _wait(self, regress: Regression, before: dict[str, Any], here: Callable[[], Tensor]) -> Tensor:
         """What comes back, or the same done here."""
         try:
-            if not self._pipe.poll(PATIENCE):
-                raise TimeoutError
-            state, theta = pickle.loads(self._pipe.recv_bytes())
+            state, theta = pickle.loads(receive(self._socket)[1])
             regress.load(state)
         except (OSError, EOFError, ValueError):  # the latter: a state that is not finite, of a θ that may be
             self._gone()
@@ -102,7 +102,7 @@ class Helper:
         """Ends it, whatever it does: it has nothing to save."""
         gone, self.process = self.process, 0
         if gone:
-            for end in (partial(os.kill, gone, signal.SIGKILL), partial(os.waitpid, gone, 0), self._pipe.close):
+            for end in (partial(os.kill, gone, signal.SIGKILL), partial(os.waitpid, gone, 0), self._socket.close):
                 with suppress(OSError):  # an environment has waited for all children, or closed all files
                     end()
 
@@ -127,16 +127,16 @@ def _fork(work: Callable[[], None]) -> int:
 
 
 @np.errstate(over="ignore", invalid="ignore")  # as in Critic
-def _serve(pipe: Connection, regress: Regression, net: ValueNetwork) -> None:
+def _serve(sock: socket.socket, regress: Regression, net: ValueNetwork) -> None:
     """One fit after the other, until nobody asks any more."""
-    fd = pipe.fileno()
+    fd = sock.fileno()
     os.closerange(3, fd)  # the run's lock, environments' pipes: nobody should wait for us to close them
     os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
     while True:
-        state, theta, x, target = pickle.loads(pipe.recv_bytes())
+        state, theta, x, target = pickle.loads(receive(sock)[1])
         regress.load(state)
         theta = regress(net, theta, x, target)
-        pipe.send_bytes(_dumps((regress.state(), theta)))
+        send(sock, FIT, _dumps((regress.state(), theta)))
 
 
 class _Pickler(pickle.Pickler):
