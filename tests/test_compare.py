@@ -70,10 +70,10 @@ def test_a_differing_key_joins_the_label_of_its_algorithm_only(tmp_path):
 
 def test_bookkeeping_does_not_tell_groups_apart(tmp_path):
     for seed, (key, value) in enumerate(
-        [("runs_dir", "a"), ("total_steps", 9), ("eval.every", 5), ("sweep.jobs", 2)]
+        [("runs_dir", "a"), ("total_steps", 9), ("eval.every", 5), ("sweep.jobs", 2), ("critic.overlap", False)]
     ):
         write_run(tmp_path, seed=seed, config={key: value})
-    assert labels(tmp_path) == {"trpo": [0, 1, 2, 3]}
+    assert labels(tmp_path) == {"trpo": [0, 1, 2, 3, 4]}
 
 
 def test_keys_that_end_alike_are_written_out(tmp_path):
