@@ -14,8 +14,9 @@ RENAMED = {"search/accepted": "line_search/accepted", "search/tries": "line_sear
 """Tags by the name that they have in older files: a search is Optuna's now."""
 
 ADDED: dict[str, Any] = {
-    "dtype": "float32", "policy": {"std": "free"}, "policy=mlp": {"init": "orthogonal"}, "optimizer": {"warmup": 0},
-    "critic": {"overlap": "auto"}, "env": {"frame_stack": None, "action_mask": False},
+    "dtype": "float32", "optimizer": {"warmup": 0}, "critic": {"overlap": "auto"},
+    "policy": {"std": "free"}, "policy=mlp": {"init": "orthogonal"},
+    "env": {"frame_stack": None, "action_mask": False},
 }  # fmt: skip
 """Keys of the configuration that older records lack, with the values that those runs had.
 group=name: of that choice alone."""
