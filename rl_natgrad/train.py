@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from rl_natgrad.envs.leftovers import tidy
+from rl_natgrad.run.imports import for_good
 from rl_natgrad.run.signals import Stop, Stopped, deafen
 from rl_natgrad.run.streams import unfailing
 
@@ -16,12 +17,12 @@ def main() -> int:
 
             asked = parse_or_exit(sys.argv[1:])
             if isinstance(asked, Resume):
-                from rl_natgrad.training.resume import resume
-
+                with for_good():
+                    from rl_natgrad.training.resume import resume
                 return resume(Path(asked.run), asked.overrides, stop)
             if isinstance(asked, NewRun):
-                from rl_natgrad.training.loop import start
-
+                with for_good():
+                    from rl_natgrad.training.loop import start
                 return start(asked.config, asked.overrides, stop)
         except Stopped:
             print("stop    before the first update", file=sys.stderr)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rl_natgrad.sweep.cluster import Submitted
+from rl_natgrad.sweep.forks import Forked
 from rl_natgrad.sweep.job import Job, Outcome
 from rl_natgrad.sweep.plan import Listed
 from rl_natgrad.sweep.process import Process
@@ -19,7 +20,7 @@ REFUSED = 2  # exit code of a run that could not be resumed: its folder is damag
 GRACE = 5.0  # seconds a job that took too long has to save and end
 
 Plan = Listed | Search  # which jobs there are, and what is learnt from them
-Handle = Process | Submitted  # a job that has been started
+Handle = Process | Forked | Submitted  # a job that has been started
 Launch = Callable[[list[str], Path], Handle]  # starts a training of these words, which speaks to this log
 
 

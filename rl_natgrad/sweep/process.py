@@ -27,7 +27,7 @@ class Process:
         with open(log, "ab") as out:
             self._popen = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
-                start_new_session=True, preexec_fn=partial(_prepare, os.getpid()),
+                start_new_session=True, preexec_fn=partial(dies_with, os.getpid()),
                 env={**os.environ, JOBS: str(at_once)},
             )  # fmt: skip
         self._pid = self._popen.pid
@@ -52,10 +52,10 @@ class Process:
                 os.killpg(self._pid, signal.SIGKILL)
 
 
-def _prepare(parent: int) -> None:
-    """In the new process, before Python starts in it."""
+def dies_with(parent: int) -> None:
+    """In a new process of `parent`, before it does anything else."""
     if _libc is not None:
-        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # however the sweep ends, even by kill -9
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # however that ends, even by kill -9
     if os.getppid() != parent:  # it has just done so
         os._exit(1)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's notice goes to all; see cluster.Task

@@ -1,11 +1,11 @@
 """python -m rl_natgrad.train -m …: every job a process of its own, one table, nothing lost."""
 
+import contextlib
 import shlex
 import sqlite3
 import sys
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from rl_natgrad.config.command import Multirun, NewRun
@@ -17,10 +17,10 @@ from rl_natgrad.run.lock import Busy
 from rl_natgrad.run.progress import duration
 from rl_natgrad.sweep.cluster import Cluster
 from rl_natgrad.sweep.earlier import Earlier
+from rl_natgrad.sweep.forks import Forks
 from rl_natgrad.sweep.job import Job, counts
 from rl_natgrad.sweep.plan import Listed, new_job
-from rl_natgrad.sweep.pool import Launch, Plan, Pool
-from rl_natgrad.sweep.process import Process
+from rl_natgrad.sweep.pool import Plan, Pool
 from rl_natgrad.sweep.search import Search
 from rl_natgrad.sweep.table import View, closing
 
@@ -30,18 +30,21 @@ def sweep(asked: Multirun) -> int:
     began, command = time.monotonic(), command_line("rl_natgrad.train")
     runs_dir, keys = asked.config.runs_dir, asked.config.sweep
     try:
-        launch, at_once = _launcher(asked)
+        cluster = Cluster.of(asked.launcher) if asked.launcher else None
+        at_once = keys.jobs or (cluster.at_once if cluster else _at_once(asked))
+        forks = Forks(at_once)
         search = Search.of(asked)
         folder = new(Path(runs_dir) / "sweeps")
         plan: Plan = search.open(folder) if search else _listed(asked.jobs, folder)
         view = View(plan.jobs, folder, command, sys.stdout)
         pool = Pool(
-            plan, launch, keys.jobs or at_once, job_timeout=keys.job_timeout, fail_fast=keys.fail_fast, view=view
-        )
+            plan, cluster.start if cluster else forks.start, at_once, job_timeout=keys.job_timeout,
+            fail_fast=keys.fail_fast, view=view,
+        )  # fmt: skip
         view.save()
         view.say(f"sweep   {folder}", f"watch   python -m rl_natgrad.watch {shlex.quote(str(folder))}")
         view.say(f"{plan.opening()} · {pool.at_once} at once")
-        with view:
+        with contextlib.closing(forks), view:
             pool.work()
         view.save()
         view.say("", *closing(plan.jobs), "")
@@ -71,13 +74,9 @@ def _comparing(jobs: Sequence[Job], folder: Path) -> list[str]:
     return [f"compare {asked}"] if any(job.run for job in jobs) else []
 
 
-def _launcher(asked: Multirun) -> tuple[Launch, int]:
-    """What starts a job, and how many it has at once: on this machine as many as there are cores for."""
-    if asked.launcher:
-        cluster = Cluster.of(asked.launcher)
-        return cluster.start, cluster.at_once
-    at_once = asked.config.sweep.jobs or max(cores() // max(job.config.torch_threads for job in asked.jobs), 1)
-    return partial(Process, at_once=at_once), at_once
+def _at_once(asked: Multirun) -> int:
+    """How many jobs this machine has at once: as many as there are cores for."""
+    return max(cores() // max(job.config.torch_threads for job in asked.jobs), 1)
 
 
 def _listed(asked: Sequence[NewRun], folder: Path) -> Listed:
