@@ -382,6 +382,20 @@ for words in (["--help"], ["algo=npg"], ["-m", "seed=1,2"], ["algo.max_kl=1"]):
     assert python(code).stdout.count("] []\n") == 4
 
 
+def test_no_optimizer_imports_torchs_compiler():
+    code = """
+import sys, torch
+from rl_natgrad.training.build import OPTIMIZERS
+options = {"adamp": {"betas": (0.9, 0.999), "eps": 1e-8, "delta": 0.1, "tensors": []}, "nag": {"momentum": 0.9}}
+for name, rule in OPTIMIZERS.items():
+    theta = torch.nn.Parameter(torch.zeros(3))
+    theta.grad = torch.ones(3)
+    rule([theta], lr=0.1, **options.get(name, {})).step()
+    print(name, bool(theta.any()), "torch._dynamo" in sys.modules)
+"""
+    assert python(code).stdout.count(" True False\n") == 9
+
+
 def test_a_hydra_callback_on_the_command_line_does_not_run(tmp_path):
     words = ["hydra.callbacks.x._target_=os.mkdir", "+hydra.callbacks.x.path=made"]
     done = python(ANSWER, *words, cwd=tmp_path)

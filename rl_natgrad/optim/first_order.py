@@ -1,6 +1,7 @@
 """Adam for small parameter vectors, AdamP for flat ones, and the state of torch's optimizers as plain tensors."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -43,6 +44,15 @@ class Adam:
         self.steps.fill_(float(state["steps"]))
 
 
+def uncompiled(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """torch's optimizer without what torch.compile needs around its methods: importing that takes a second."""
+    methods = {
+        "add_param_group": inspect.unwrap(kind.add_param_group),
+        "step": torch.no_grad()(inspect.unwrap(kind.step)),
+    }
+    return type(kind.__name__, (kind,), methods)
+
+
 class AdamP(torch.optim.Optimizer):
     """Adam without the part of its step that would only lengthen a weight whose length has no effect.
 
@@ -60,6 +70,8 @@ class AdamP(torch.optim.Optimizer):
         lr: float, betas: Sequence[float], eps: float, delta: float,
     ):  # fmt: skip
         super().__init__(params, {"tensors": tensors, "lr": lr, "betas": betas, "eps": eps, "delta": delta})
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)  # see uncompiled
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

@@ -11,6 +11,7 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
+from torch.optim import SGD, Adadelta, Adagrad, Adam, RAdam, RMSprop
 
 from rl_natgrad.algos.critic import AdamFit, Critic, LBFGSFit, NoCritic, Regression, TrustRegionFit
 from rl_natgrad.algos.learner import Learner, Recipe
@@ -22,7 +23,7 @@ from rl_natgrad.algos.trpo import trpo
 from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.config.schema import HAS_ROWS, Cnn, Config, Ppo, Section
 from rl_natgrad.envs.view import MaskedObservations
-from rl_natgrad.optim.first_order import AdamP
+from rl_natgrad.optim.first_order import AdamP, uncompiled
 from rl_natgrad.optim.fisher import Fisher
 from rl_natgrad.optim.solvers import (
     Solution,
@@ -55,9 +56,9 @@ ALGORITHMS: dict[str, tuple[Callable[..., Estimate], Callable[..., Any]]] = {
 """How it estimates advantages, and how it learns from them."""
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": torch.optim.SGD, "momentum": torch.optim.SGD, "nag": partial(torch.optim.SGD, nesterov=True),
-    "adagrad": torch.optim.Adagrad, "adadelta": torch.optim.Adadelta, "rmsprop": torch.optim.RMSprop,
-    "adam": torch.optim.Adam, "radam": torch.optim.RAdam, "adamp": AdamP,
+    "sgd": uncompiled(SGD), "momentum": uncompiled(SGD), "nag": partial(uncompiled(SGD), nesterov=True),
+    "adagrad": uncompiled(Adagrad), "adadelta": uncompiled(Adadelta), "rmsprop": uncompiled(RMSprop),
+    "adam": uncompiled(Adam), "radam": uncompiled(RAdam), "adamp": AdamP,
 }  # fmt: skip
 SOLVERS: dict[str, Callable[..., Solution]] = {
     "identity": identity, "cg": cg, "steihaug": steihaug, "cholesky": cholesky, "woodbury": woodbury, "pinv": pinv,
