@@ -297,6 +297,16 @@ def test_the_refusal_says_how_large_the_matrix_would_be():
             solver(Huge(torch.eye(1)), torch.empty(50_000), max_gib=2)
 
 
+@pytest.mark.parametrize("damping", [1e-3, 10.0])
+@pytest.mark.parametrize("M, P", [(1, 12), (5, 12), (12, 12), (40, 12), (600, 620)])
+def test_cholesky_is_a_dense_solve_with_fewer_and_with_more_rows_than_parameters(M, P, damping):
+    R, b = randn(0, M, P), randn(1, P)
+    s = cholesky(DenseFisher(R.T @ R, R), b, damping=damping, max_gib=1)
+    x, _ = damped_oracle(R.T @ R, b, damping)
+    assert s.ok and s.residual < 1e-10
+    assert (s.x - x).norm() < 1e-9 * x.norm()
+
+
 def test_woodbury_without_rows_or_damping_does_not_pretend():
     F, b = spectrum(SPECTRA["rank deficient"]), randn(1, P)
     with pytest.raises(ValueError, match="gauss_newton or empirical"):

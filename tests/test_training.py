@@ -16,7 +16,7 @@ from rl_natgrad.envs.errors import EnvError
 from rl_natgrad.optim import fisher as fishers
 from rl_natgrad.rollout.collector import Rollout
 from rl_natgrad.rollout.returns import Estimate
-from rl_natgrad.training import state
+from rl_natgrad.training import build, state
 from rl_natgrad.training.iteration import GIVE_UP, NotFinite, Training
 
 LEARNERS = ["reinforce", "pg", "npg", "trpo", "ppo"]
@@ -411,3 +411,20 @@ def test_a_policy_that_is_sure_of_itself_is_no_failure(make, probe, learner):
     assert min(row["policy/entropy"] for row in rows) < 1e-3  # NPG may fall off such a policy again
     assert not any("policy/not_finite" in row for row in rows)
     assert all(math.isfinite(v) for row in rows for v in row.values())
+
+
+@pytest.mark.parametrize("words, said", [  # P = 4·64 + 64 + 64·64 + 64 + 64·2 + 2 = 4,610, and M = 8·256 = 2,048
+    (["algo=pg"], ""),
+    (["solver=cg"], ""),
+    (["solver=cholesky", "fisher.fraction=0.1"], ""),
+    (["solver=cholesky"], "cholesky on 2,048 × 4,610: some 3e+10 operations an update, 3 s "),
+    (["solver=cholesky", "total_steps=20480"], " 30 s in all"),
+    (["solver=pinv"], "pinv on 2,048 × 4,610: some 1e+12 operations an update, 100 s "),
+    (["solver=pinv", "policy.hidden=[8]"], ""),
+    (["solver=cholesky", "fisher=kl_hessian"], "4,610 × 4,610: some 6e+11 operations an update, 60 s "),
+])  # fmt: skip
+def test_a_slow_solver_is_announced_with_what_it_will_take(closed, monkeypatch, words, said):
+    monkeypatch.setattr(build, "_rate", lambda device: 1e10)
+    cfg = compose.load(["env=CartPole", *words])
+    found = build.slow(cfg, closed(Training(cfg)).policy)
+    assert said in found and bool(said) == bool(found), found

@@ -1,5 +1,6 @@
 """From a checked configuration to the parts of a run. Every name that configs/ may say stands in a table here."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from rl_natgrad.optim.solvers import (
     cholesky,
     diagonal,
     identity,
+    operations,
     pinv,
     refuse_too_large,
     steihaug,
@@ -83,6 +85,10 @@ class Algorithm:
     estimate: Callable[[Rollout, NDArray], Estimate]
     problem: Callable[..., Problem]
     learner: Learner
+
+
+SLOW = 1e10
+"""Operations of a solve from which on it is announced: a third of a second, where a product does 4e10 in one."""
 
 
 def generator(seed: int, stream: str) -> np.random.Generator:
@@ -176,13 +182,53 @@ def build_algorithm(cfg: Config, policy: Policy) -> Algorithm:
     return Algorithm(estimate, problem, Recipe(partial(learn, solve=solve, **options)))
 
 
-def _refuse_too_large(cfg: Config, policy: Policy, max_gib: float) -> None:
-    """A dense solver's matrix is known before the first rollout, but for the few rows that are resets."""
-    assert cfg.solver is not None and cfg.fisher is not None
+def slow(cfg: Config, policy: Policy) -> str:
+    """A note where a dense solver will take a while for each update, with how long; empty elsewhere."""
+    if cfg.solver is None:
+        return ""
+    N, M = _samples(cfg, policy)
+    P = policy.theta.numel()
+    count = operations(cfg.solver.name, N, M, P)
+    if count < SLOW:
+        return ""
+    one = count / _rate(policy.theta.device)
+    updates = cfg.total_steps / (cfg.num_envs * cfg.horizon)
+    return (
+        f"solver={cfg.solver.name} on {M or P:,} × {P:,}: some {count:.0e} operations an update, {_digit(one)} s "
+        f"here and now, {_digit(one * updates)} s in all; solver=cg, a smaller network or a smaller "
+        "fisher.fraction takes less"
+    )
+
+
+def _digit(seconds: float) -> str:
+    """1,000 of 1,234."""
+    return f"{float(f'{seconds:.0e}'):,g}"
+
+
+def _rate(device: torch.device) -> float:
+    """Operations per second of a matrix product in float64."""
+    A = torch.ones(512, 512, dtype=torch.float64, device=device)
+    took = []
+    for _ in range(3):  # the first one starts things
+        start = time.perf_counter()
+        float((A @ A)[0, 0])
+        took.append(time.perf_counter() - start)
+    return 2 * 512**3 / min(took)
+
+
+def _samples(cfg: Config, policy: Policy) -> tuple[int, int]:
+    """N samples of the Fisher, but for the few rows that are resets, and its M rows."""
+    assert cfg.fisher is not None
+    N = max(1, round(cfg.fisher.fraction * cfg.num_envs * cfg.horizon))
     rank = 1 if cfg.fisher.name == "empirical" else policy.head.rank
-    rows = max(1, round(cfg.fisher.fraction * cfg.num_envs * cfg.horizon)) * rank * (cfg.fisher.name in HAS_ROWS)
+    return N, N * rank * (cfg.fisher.name in HAS_ROWS)
+
+
+def _refuse_too_large(cfg: Config, policy: Policy, max_gib: float) -> None:
+    """A dense solver's matrix is known before the first rollout."""
+    assert cfg.solver is not None
     try:
-        refuse_too_large(cfg.solver.name, rows, policy.theta.numel(), max_gib)
+        refuse_too_large(cfg.solver.name, _samples(cfg, policy)[1], policy.theta.numel(), max_gib)
     except TooLarge as error:
         raise ConfigError(str(error)) from None
 

@@ -21,7 +21,7 @@ from rl_natgrad.run.logger import Logger
 from rl_natgrad.run.progress import Progress
 from rl_natgrad.run.records import TRACEBACK
 from rl_natgrad.run.signals import Stop, Stopped
-from rl_natgrad.training import overlap, state
+from rl_natgrad.training import build, overlap, state
 from rl_natgrad.training.iteration import Collected, NotFinite, Training
 from rl_natgrad.version import __version__
 
@@ -220,6 +220,8 @@ class Loop:
         size = training.policy.theta.numel()
         if self.cfg.device != "cpu" and size < GPU_PAYS:
             notes.append(f"a policy of {size:,} parameters trains faster with device=cpu")
+        if said := build.slow(self.cfg, training.policy):
+            notes.append(said)
         self.progress.header(
             self.path, self._runs_dir, self.cfg.model_dump(mode="json"), device=self.cfg.device,
             threads=self.cfg.torch_threads, note="; ".join(notes) or None,
