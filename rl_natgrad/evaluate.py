@@ -82,7 +82,7 @@ def play(agent: "Agent", asked: Options) -> None:
     from rl_natgrad.training.evaluation import evaluate
 
     cfg = agent.config
-    use_threads(cfg.torch_threads)
+    use_threads(1)
     film = _film(agent, asked.run, asked.deterministic[0]) if asked.video else None
     played = evaluate(cfg, agent.policy, asked.episodes, asked.deterministic)
     print(f"run     {asked.run}")

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 
 from rl_natgrad.algos.critic import NoCritic
 from rl_natgrad.algos.problem import Problem
@@ -426,5 +427,50 @@ def test_a_policy_that_is_sure_of_itself_is_no_failure(make, probe, learner):
 def test_a_slow_solver_is_announced_with_what_it_will_take(closed, monkeypatch, words, said):
     monkeypatch.setattr(build, "_rate", lambda device: 1e10)
     cfg = compose.load(["env=CartPole", *words])
-    found = build.slow(cfg, closed(Training(cfg)).policy)
+    found = build._slow(cfg, closed(Training(cfg)).policy)
     assert said in found and bool(said) == bool(found), found
+
+
+def test_threads_that_have_nothing_to_share_change_nothing(make):
+    runs = [make("trpo", f"torch_threads={n}") for n in (1, 2)]
+    rows = [iterate(run, 2) for run in runs]
+    assert fingerprint(runs[0], rows[0]) == fingerprint(runs[1], rows[1]) and torch.get_num_threads() == 1
+    said = [build.notes(run.cfg, run.algorithm, run.policy) for run in runs]
+    assert said == [[], ["the policy's products are too small for 2 threads, and run on one"]]
+
+
+LARGE = ["horizon=1024", "policy.hidden=[512,512]", "critic.hidden=[512,512]"]  # P 266,000
+
+
+@pytest.mark.parametrize("words, learner, critic", [  # numpy's threads, torch's, or one
+    (["algo=trpo"], None, None),
+    (["algo=trpo", *LARGE], "numpy", "numpy"),
+    (["algo=trpo", *LARGE, "torch_threads=1"], None, None),
+    (["algo=pg", *LARGE, "critic.minibatch=64"], "numpy", None),
+    (["algo=npg", "solver=cholesky", "critic=trust_region"], "torch", None),
+    (["algo=npg", "solver=cholesky", "fisher.fraction=0.01"], None, None),
+])  # fmt: skip
+def test_what_is_large_has_the_threads(closed, words, learner, critic):
+    words = {word.split("=")[0]: word for word in ("env=CartPole", "torch_threads=2", *words)}
+    run = closed(Training(compose.load(words.values())))
+    for part, team in ((run.algorithm.learner, learner), (run.critic.regress, critic)):
+        assert (("numpy" if part.numpy else "torch") if isinstance(part, build.Threaded) else None) == team
+
+
+@pytest.mark.parametrize("numpy", [True, False])
+def test_only_numpy_or_torch_has_threads_and_only_within(numpy):
+    def count(*given):
+        blas = {one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"}
+        found.append((given, blas, torch.get_num_threads()))
+        if given[0] == "bad":
+            raise ValueError
+
+    found = []
+    build.use_threads(1)
+    part = build.Threaded(count, 2, numpy=numpy)
+    part("good", 1)
+    with pytest.raises(ValueError):
+        part("bad")
+    count("after")
+    assert [one[1:] for one in found] == [(({2}, 1) if numpy else ({1}, 2))] * 2 + [({1}, 1)]
+    assert found[0][0] == ("good", 1)

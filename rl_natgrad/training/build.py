@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController, threadpool_limits
 from torch.optim import SGD, Adadelta, Adagrad, Adam, RAdam, RMSprop
 
 from rl_natgrad.algos.critic import AdamFit, Critic, LBFGSFit, NoCritic, Regression, TrustRegionFit
@@ -43,7 +43,7 @@ from rl_natgrad.optim.solvers import (
 from rl_natgrad.policy.activations import Activation, Relu, Sigmoid, Tanh
 from rl_natgrad.policy.heads import Head
 from rl_natgrad.policy.masked import Masked, Unmasked
-from rl_natgrad.policy.mlp import MLP
+from rl_natgrad.policy.mlp import CHUNK, MLP
 from rl_natgrad.policy.networks import Network, ValueNetwork, cnn
 from rl_natgrad.policy.policy import Policy, head_for, with_head
 from rl_natgrad.rollout.collector import Rollout
@@ -91,6 +91,10 @@ SLOW = 1e10
 """Operations of a solve from which on it is announced: a third of a second, where a product does 4e10 in one."""
 
 
+SHARED = 3e7
+"""Multiplications of a pass over a network, or of a solve, that threads share: a millisecond of one, or more."""
+
+
 def generator(seed: int, stream: str) -> np.random.Generator:
     """The run's random numbers for one purpose; a purpose more leaves the others as they were."""
     streams = ("parameters", "actions", "minibatches", "fisher", "evaluation", "policy minibatches")
@@ -101,6 +105,45 @@ def use_threads(n: int) -> None:
     """Threads of torch and of numpy's matrix products, from here on; their number is part of a run's bits."""
     torch.set_num_threads(n)
     threadpool_limits(n, "blas")
+
+
+class Threaded:
+    """A learner, or a critic's regression, on n threads; all else of a run has one.
+
+    Either numpy's products have them or torch has.  Both keep threads awake for their next work, each in the way
+    of the other's: with two each, on two cores, 160 minibatches took a hundred times as long as with one.
+    """
+
+    def __init__(self, part: Any, n: int, *, numpy: bool):
+        self.part, self.n, self.numpy = part, n, numpy
+        self._blas = ThreadpoolController().select(user_api="blas")
+
+    def __call__(self, *given: Any) -> Any:
+        """What the part makes of it."""
+        if self.numpy:
+            with self._blas.limit(limits=self.n):
+                return self.part(*given)
+        torch.set_num_threads(self.n)
+        try:
+            return self.part(*given)
+        finally:
+            torch.set_num_threads(1)
+
+    def state(self) -> dict[str, Any]:
+        """The part's."""
+        return self.part.state()
+
+    def load(self, state: dict[str, Any]) -> None:
+        """The part goes on from its `state`."""
+        self.part.load(state)
+
+
+def _threaded(cfg: Config, part: Any, rows: int, P: int, solve: float = 0) -> Any:
+    """The part, on the run's threads where a pass of `rows` samples over P parameters, or a solve, is large."""
+    mlp, large = not isinstance(cfg.policy, Cnn), min(rows, CHUNK) * P >= SHARED
+    if cfg.torch_threads == 1 or cfg.device != "cpu" or not (large or solve >= SHARED):
+        return part
+    return Threaded(part, cfg.torch_threads, numpy=mlp and solve < SHARED)
 
 
 @contextmanager
@@ -152,7 +195,9 @@ def build_critic(cfg: Config, obs_space: spaces.Box) -> Critic | NoCritic:
     options = cfg.critic.model_dump(exclude={"name", "hidden", "activation", "overlap"})
     if cfg.critic.name == "adam":
         options |= {"theta": theta, "rng": generator(cfg.seed, "minibatches")}
-    return Critic(net, theta, CRITICS[cfg.critic.name](**options), cfg.env.normalize_return)
+    rows = options.get("minibatch", cfg.num_envs * cfg.horizon)
+    regress = _threaded(cfg, CRITICS[cfg.critic.name](**options), rows, net.size)
+    return Critic(net, theta, regress, cfg.env.normalize_return)
 
 
 def build_algorithm(cfg: Config, policy: Policy) -> Algorithm:
@@ -167,11 +212,13 @@ def build_algorithm(cfg: Config, policy: Policy) -> Algorithm:
             keys["tensors"] = policy.net.tensors
         rule = partial(OPTIMIZERS[cfg.optimizer.name], **keys)
         problem = partial(Problem, objective=partial(surrogate, **options))
-        return Algorithm(estimate, problem, learn(policy.theta, rule, warmup))
+        learner = _threaded(cfg, learn(policy.theta, rule, warmup), cfg.num_envs * cfg.horizon, policy.net.size)
+        return Algorithm(estimate, problem, learner)
     if isinstance(cfg.algo, Ppo):
         problem = partial(Problem, objective=partial(surrogate, entropy_coef=cfg.algo.entropy_coef))
         rng, slope = generator(cfg.seed, "policy minibatches"), SLOPES[options.pop("surrogate")]
-        learner = learn(policy.theta, rng, slope, total_steps=cfg.total_steps, **options)
+        ppo = learn(policy.theta, rng, slope, total_steps=cfg.total_steps, **options)
+        learner = _threaded(cfg, ppo, cfg.algo.minibatch, policy.net.size)
         return Algorithm(estimate, problem, learner)
     assert cfg.solver is not None and cfg.fisher is not None  # the schema sees to it
     settings = cfg.solver.model_dump(exclude={"name"})
@@ -179,10 +226,21 @@ def build_algorithm(cfg: Config, policy: Policy) -> Algorithm:
         _refuse_too_large(cfg, policy, settings["max_gib"])
     problem = partial(Problem, curvature=FISHERS[cfg.fisher.name], float64=settings.get("float64", False))
     solve = partial(SOLVERS[cfg.solver.name], **settings)
-    return Algorithm(estimate, problem, Recipe(partial(learn, solve=solve, **options)))
+    N, M = _samples(cfg, policy)
+    work = operations(cfg.solver.name, N, M, policy.net.size)
+    learner = _threaded(cfg, Recipe(partial(learn, solve=solve, **options)), N, policy.net.size, work)
+    return Algorithm(estimate, problem, learner)
 
 
-def slow(cfg: Config, policy: Policy) -> str:
+def notes(cfg: Config, algorithm: Algorithm, policy: Policy) -> list[str]:
+    """What to know of a run's speed before it starts."""
+    found = [said] if (said := _slow(cfg, policy)) else []
+    if cfg.torch_threads > 1 and cfg.device == "cpu" and not isinstance(algorithm.learner, Threaded):
+        found.append(f"the policy's products are too small for {cfg.torch_threads} threads, and run on one")
+    return found
+
+
+def _slow(cfg: Config, policy: Policy) -> str:
     """A note where a dense solver will take a while for each update, with how long; empty elsewhere."""
     if cfg.solver is None:
         return ""

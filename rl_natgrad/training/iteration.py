@@ -52,7 +52,7 @@ class Training:
 
     def __init__(self, cfg: Config):
         _check_device(cfg.device)
-        build.use_threads(cfg.torch_threads)
+        build.use_threads(1)  # the builders give torch_threads to what is large enough
         self.cfg, self.step, self.update, self.not_finite = cfg, 0, 0, 0
         self.returns: deque[float] = deque(maxlen=WINDOW)
         with build.undisturbed():

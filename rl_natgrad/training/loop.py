@@ -220,8 +220,7 @@ class Loop:
         size = training.policy.theta.numel()
         if self.cfg.device != "cpu" and size < GPU_PAYS:
             notes.append(f"a policy of {size:,} parameters trains faster with device=cpu")
-        if said := build.slow(self.cfg, training.policy):
-            notes.append(said)
+        notes += build.notes(self.cfg, training.algorithm, training.policy)
         self.progress.header(
             self.path, self._runs_dir, self.cfg.model_dump(mode="json"), device=self.cfg.device,
             threads=self.cfg.torch_threads, note="; ".join(notes) or None,
