@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import random
@@ -65,7 +66,17 @@ def sleep() -> None:
         time.sleep(0.02)
 
 
+def speak_late() -> None:
+    """In all the ways in which a process that ends still has something to write."""
+    atexit.register(print, "late: atexit")
+    threading.Timer(0.3, print, ["late: thread"]).start()
+    FILE.write("late: file\n")
+    print("late: stdout")
+
+
+FILE = os.fdopen(os.dup(1), "w")
 DEEDS = {
+    "late": speak_late,
     "": lambda: None,
     "tell": tell,
     "_exit": lambda: (leave_a_child(), os._exit(7)),

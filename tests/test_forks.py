@@ -79,6 +79,11 @@ def test_a_forked_job_has_what_a_process_of_its_own_has(started, tmp_path):
     assert len(set(draws)) == len(draws)
 
 
+def test_what_a_forked_job_writes_as_it_ends_is_written(started, tmp_path):
+    code, text = end(started.start, tmp_path, "late")
+    assert code == 0 and {"atexit", "thread", "file", "stdout"} == set(re.findall("late: (.*)", text))
+
+
 @pytest.mark.parametrize("deed, code", [("_exit", 7), ("SIGKILL", -9), ("SIGSEGV", -11), ("", 0)])
 def test_how_a_forked_job_ends(started, tmp_path, deed, code):
     found, text = end(started.start, tmp_path, deed)

@@ -9,13 +9,17 @@ Differs from multiprocessing's forkserver: a job is a main program, in a session
 when its group has been killed, as until then no other process can have the group's number.
 """
 
+import atexit
 import contextlib
+import gc
+import io
 import json
 import os
 import runpy
 import signal
 import sys
-from typing import Any, NamedTuple
+import threading
+from typing import Any, NamedTuple, NoReturn
 
 from rl_natgrad.run.imports import for_good
 from rl_natgrad.sweep.process import dies_with
@@ -125,7 +129,26 @@ def _train(asked: Asked, server: int) -> None:
     torch.default_generator.seed()  # others would draw the same; Python's own does this by itself
     numpy.random.seed()  # noqa: NPY002
     sys.argv[1:] = asked.words
-    runpy.run_module("rl_natgrad.train", run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module("rl_natgrad.train", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if isinstance(end.code, int):
+            _leave(end.code)
+        raise
+
+
+def _leave(code: int) -> NoReturn:
+    """The interpreter's end, but for taking its objects apart, of which a fork would first make copies.
+
+    multiprocessing ends what it forks in this way; here open files are flushed as well.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons
+    atexit._run_exitfuncs()
+    files = [one for one in gc.get_objects() if issubclass(type(one), io.TextIOWrapper | io.BufferedWriter)]
+    for file in (sys.stdout, sys.stderr, *files):
+        with contextlib.suppress(Exception):  # closed, or its disk is full
+            file.flush()
+    os._exit(code)
 
 
 def _direct(number: int, path: str, flags: int) -> None:
