@@ -147,11 +147,11 @@ def test_where_an_import_starts_a_thread_nothing_is_forked(tmp_path, monkeypatch
 
 
 def test_without_a_server_each_job_is_a_process_of_its_own(tmp_path, monkeypatch):
-    def gone():
+    def gone(at_once):
         raise Gone
 
     monkeypatch.setattr(forks, "Server", gone)
-    monkeypatch.setattr(forks, "Process", lambda words, log: (words, log))
+    monkeypatch.setattr(forks, "Process", lambda words, log, at_once: (words, log))
     with contextlib.closing(Forks()) as started:
         for _ in range(2):
             assert started.start(["seed=1"], tmp_path / "1.log") == (["seed=1"], tmp_path / "1.log")

@@ -90,7 +90,6 @@ class Algorithm:
 SLOW = 1e10
 """Operations of a solve from which on it is announced: a third of a second, where a product does 4e10 in one."""
 
-
 SHARED = 3e7
 """Multiplications of a pass over a network, or of a solve, that threads share: a millisecond of one, or more."""
 
