@@ -119,6 +119,14 @@ def test_the_next_rollout_comes_before_the_fit_has_ended_unless_something_wants_
     assert len(rows) == 7 and rows[-1] == ["begin", "_become", "_save"]
 
 
+def test_environments_that_want_all_cores_step_after_the_fit(train, said):
+    code, path = train("beside", *CRITIC, "critic.overlap=true", "env.backend=split", "checkpoint.every=0")
+    assert said[1:-2] == ["begin", "_become", "collect"] * (len(read_rows(path)) - 2) + ["begin"]
+    code, alone = train("alone", *CRITIC, "critic.overlap=false", "env.backend=split")
+    assert code == 0
+    assert_equal(path, facts(alone))
+
+
 def test_a_training_steps_in_memory_while_a_fit_waits(closed):
     a, b = (closed(Training(compose.load([*SMALL, *CRITIC, "env=CartPole"]))) for _ in range(2))
     rows, collected = [a.iterate() for _ in range(3)], None
@@ -264,25 +272,22 @@ def test_no_process_outlives_the_trainer_nor_ends_before_it(tmp_path, number):
 # ---- where it pays -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pays, words, share, backend", [
-    (True, [], 2, "native"),
-    (True, ["env=HalfCheetah"], 2, "sync"),
-    (False, [], 1, "native"),
-    (False, [], 2, "split"),
-    (False, [], 2, "async"),
-    (False, [], 16, "envpool"),
-    (False, ["device=cuda"], 2, "native"),
-    (False, ["torch_threads=2"], 4, "native"),
-    (False, ["policy=cnn", "env=Pong"], 2, "sync"),
-    (False, ["num_envs=1", "horizon=64"], 2, "native"),
-    (False, ["algo=reinforce"], 2, "native"),
-    (False, ["critic=none"], 2, "native"),
-    (False, ["critic.overlap=false"], 2, "native"),
-    (True, ["critic.overlap=true", "num_envs=1", "horizon=64"], 1, "split"),
+@pytest.mark.parametrize("pays, words, share", [
+    (True, [], 2),
+    (True, ["env=HalfCheetah", "env.backend=split"], 2),
+    (False, [], 1),
+    (False, ["device=cuda"], 2),
+    (False, ["torch_threads=2"], 4),
+    (False, ["policy=cnn", "env=Pong"], 2),
+    (False, ["num_envs=1", "horizon=64"], 2),
+    (False, ["algo=reinforce"], 2),
+    (False, ["critic=none"], 2),
+    (False, ["critic.overlap=false"], 2),
+    (True, ["critic.overlap=true", "num_envs=1", "horizon=64"], 1),
 ])  # fmt: skip
-def test_where_it_is_on(monkeypatch, pays, words, share, backend):
+def test_where_it_is_on(monkeypatch, pays, words, share):
     monkeypatch.setattr(overlap, "share", lambda: share)
-    assert overlap.pays(compose.load(words), backend) is pays
+    assert overlap.pays(compose.load(words)) is pays
 
 
 def test_jobs_of_a_sweep_share_the_cores(monkeypatch, tmp_path):

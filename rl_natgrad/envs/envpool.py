@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rl_natgrad.envs.contract import Rows
 from rl_natgrad.envs.cores import cores
 from rl_natgrad.envs.episode import Recipe, episode_seed
-from rl_natgrad.envs.errors import EnvRaised, EnvSetupError, one_line
+from rl_natgrad.envs.errors import EnvSetupError, RaisedEnvError, one_line
 from rl_natgrad.envs.spaces import ObservationMap
 from rl_natgrad.envs.view import WithSpaces
 
@@ -71,7 +71,7 @@ class EnvpoolEnvs(WithSpaces):
             self.env._send([*self.ids, self.to_env(action).astype(self.action_dtype, order="C", copy=False)])
             state = self.env._recv()
         except Exception as error:
-            raise EnvRaised(f"{self.id}, envpool's environments: step raised {one_line(error)}") from error
+            raise RaisedEnvError(f"{self.id}, envpool's environments: step raised {one_line(error)}") from error
         obs, reward, done, truncated = (state[i] for i in self.fields)
         return self._see(obs), reward.astype(np.float64), done & ~truncated, truncated
 

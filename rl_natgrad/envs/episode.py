@@ -13,7 +13,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, OrderEnforcing, TimeLimit
 from numpy.typing import NDArray
 
-from rl_natgrad.envs.errors import EnvError, EnvRaised, note, one_line, theirs
+from rl_natgrad.envs.errors import EnvError, RaisedEnvError, note, one_line, theirs
 from rl_natgrad.envs.positions import Positions
 from rl_natgrad.envs.spaces import brief
 from rl_natgrad.envs.view import FIELD, MASK, METHODS, View
@@ -210,9 +210,9 @@ class Episode:
         """An error that says where: environment, episode, step."""
         return EnvError(f"{self._where()}: {message}")
 
-    def raised(self, method: str, error: BaseException) -> EnvRaised:
+    def raised(self, method: str, error: BaseException) -> RaisedEnvError:
         """The same of what one of the environment's methods raised."""
-        return EnvRaised(f"{self._where()}: {method} raised {one_line(error)}")
+        return RaisedEnvError(f"{self._where()}: {method} raised {one_line(error)}")
 
     def _where(self) -> str:
         return f"{self.recipe.id}, environment {self.index}, episode {self.number}, step {len(self.actions)}"

@@ -11,7 +11,7 @@ class EnvError(RuntimeError):
     """An environment misbehaved: the line names it, its index, its step and the field."""
 
 
-class EnvRaised(EnvError):
+class RaisedEnvError(EnvError):
     """Its own code raised: the traceback says where."""
 
 

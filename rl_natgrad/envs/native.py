@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rl_natgrad.envs.contract import Rows
 from rl_natgrad.envs.episode import Recipe
-from rl_natgrad.envs.errors import EnvRaised, EnvSetupError, one_line
+from rl_natgrad.envs.errors import EnvSetupError, RaisedEnvError, one_line
 from rl_natgrad.envs.positions import check_kind
 from rl_natgrad.envs.view import WithSpaces
 
@@ -61,7 +61,7 @@ class NativeEnvs(WithSpaces):
         try:
             obs, reward, terminated, truncated, _ = self.env.step(self.to_env(action))
         except Exception as error:
-            raise EnvRaised(f"{self.id}, native environments: step raised {one_line(error)}") from error
+            raise RaisedEnvError(f"{self.id}, native environments: step raised {one_line(error)}") from error
         return obs, reward.astype(np.float64), terminated, truncated
 
     def state(self) -> dict[str, Any]:

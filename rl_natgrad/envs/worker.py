@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rl_natgrad.envs import errors
 from rl_natgrad.envs.episode import Episodes, Recipe
-from rl_natgrad.envs.errors import EnvError, EnvRaised, unmade
+from rl_natgrad.envs.errors import EnvError, RaisedEnvError, unmade
 from rl_natgrad.envs.leftovers import tidy
 from rl_natgrad.envs.positions import Positions
 from rl_natgrad.envs.spaces import to_plain
@@ -39,7 +39,7 @@ def _work(sock: socket.socket, job: dict[str, Any]) -> int:
     try:
         episodes, actions = _build(sock, job)
     except EnvError as error:
-        _report(sock, str(error), isinstance(error, EnvRaised))
+        _report(sock, str(error), isinstance(error, RaisedEnvError))
         return 1
     except BaseException as error:
         _report(sock, unmade(job["recipe"]["id"], error))
@@ -54,7 +54,7 @@ def _work(sock: socket.socket, job: dict[str, Any]) -> int:
             try:
                 reply = _serve(episodes, actions, kind, payload)
             except EnvError as error:
-                _report(sock, str(error), isinstance(error, EnvRaised))
+                _report(sock, str(error), isinstance(error, RaisedEnvError))
             else:
                 send(sock, b".", reply)
     episodes.close()

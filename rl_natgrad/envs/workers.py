@@ -21,7 +21,7 @@ from rl_natgrad.envs.backstop import stopped
 from rl_natgrad.envs.contract import Rows
 from rl_natgrad.envs.cores import cores
 from rl_natgrad.envs.episode import CONSTRUCTOR, Episodes, Recipe
-from rl_natgrad.envs.errors import EnvError, EnvRaised, note
+from rl_natgrad.envs.errors import EnvError, RaisedEnvError, note
 from rl_natgrad.envs.positions import Positions, differing
 from rl_natgrad.envs.spaces import to_space
 from rl_natgrad.envs.view import WithSpaces
@@ -264,7 +264,7 @@ class AsyncEnvs(WithSpaces):
         if kind == b"!":
             told = json.loads(payload)
             self._kill()
-            kind_of = EnvRaised if told["raised"] else EnvError
+            kind_of = RaisedEnvError if told["raised"] else EnvError
             raise kind_of(told["line"]) from WorkerTraceback("\n" + told["traceback"])
         return kind, payload
 

@@ -13,7 +13,7 @@ import numpy as np
 from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.config.schema import Config
 from rl_natgrad.envs import watchdog
-from rl_natgrad.envs.errors import EnvError, EnvRaised, EnvSetupError, note
+from rl_natgrad.envs.errors import EnvError, EnvSetupError, RaisedEnvError, note
 from rl_natgrad.run import folder, lock
 from rl_natgrad.run.checkpoint import Checkpoints, State
 from rl_natgrad.run.errors import say
@@ -79,7 +79,7 @@ class Loop:
         self._not_finite = sum("policy/not_finite" in row for row in kept or ())
         self.progress = Progress(self.cfg.total_steps, first_step=training.step)
         self._start = time.perf_counter()
-        self._overlaps = overlap.pays(self.cfg, training.envs.backend)
+        self._overlaps = overlap.pays(self.cfg)
         self._collected: Collected | None = None  # the next update's rollout, where it came before this one's end
         self._fitting: Callable[[], dict[str, float]] | None = None  # what waits for the row of that one
         self.code: int | None = None  # once it is settled
@@ -94,7 +94,7 @@ class Loop:
                     self.code = self._to_the_end()
         except (EnvError, NotFinite, OSError) as error:
             self._failed(error)
-            self.code = say(f"{error} (see {self.path / TRACEBACK})" if isinstance(error, EnvRaised) else error, 1)
+            self.code = say(f"{error} (see {self.path / TRACEBACK})" if isinstance(error, RaisedEnvError) else error, 1)
         except BaseException as error:
             self._failed(error)
             raise
@@ -156,7 +156,8 @@ class Loop:
         """Whether the next rollout may come before the critic's fit has ended: nothing stands between."""
         cfg, training = self.cfg, self.training
         due = any(n and training.update % n == 0 for n in (cfg.eval.every, cfg.checkpoint.every))
-        return self._overlaps and training.step < cfg.total_steps and not due and not self.stop.number
+        ahead = self._overlaps and training.envs.backend in overlap.IDLE
+        return ahead and training.step < cfg.total_steps and not due and not self.stop.number
 
     def _log_fitted(self) -> None:
         """The row of an update whose critic was fitted beside the next rollout, once."""

@@ -1,4 +1,4 @@
-"""The critic's fit in a process beside this one, while here the policy learns and the environments are stepped.
+"""The critic's fit in a process beside this one, while here the policy learns and, on one core, environments step.
 
 A fork, which is up within milliseconds; a fresh interpreter takes a second to import torch. It remembers nothing:
 each fit brings the regression's state along and takes it back. So whatever becomes of the process, this one can do
@@ -31,15 +31,16 @@ from rl_natgrad.policy.networks import ValueNetwork
 
 ROWS = 1000  # of a batch: for fewer, sending them takes a good part of the time that fitting them does
 PATIENCE = 60.0  # seconds after which a fit that has not come is done here
+IDLE = ("sync", "native")  # backends that step environments on one core; the others want all of them then
 FIT = b"f"  # the one kind of frame
 
 
-def pays(cfg: Config, backend: str) -> bool:
+def pays(cfg: Config) -> bool:
     """Whether to fit beside: as critic.overlap says; where that is auto, on a core that would be idle."""
     if cfg.overlap != "auto":
         return cfg.overlap
-    idle = share() > 1 and backend in ("sync", "native")  # the other backends keep all cores busy
-    return sys.platform == "linux" and idle and cfg.can_overlap and cfg.num_envs * cfg.horizon >= ROWS
+    idle = sys.platform == "linux" and share() > 1
+    return idle and cfg.can_overlap and cfg.num_envs * cfg.horizon >= ROWS
 
 
 @contextmanager
