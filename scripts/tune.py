@@ -22,10 +22,11 @@ from scipy.stats import qmc
 
 sys.path.insert(0, str(Path(__file__).parent / "questions"))
 
-from page import grid, iqm, number
+from page import iqm, number
 from runner import ROOT, Row, collected, read, to_csv, work
 from trainings import SEEDS, updates
 
+from rl_natgrad.compare.report import markdown_table
 from rl_natgrad.envs.cores import cores
 from rl_natgrad.run.files import write_atomically
 
@@ -163,7 +164,7 @@ def table(found: Sequence[Row]) -> str:
                       final[0]["settings"] if final else "–"])  # fmt: skip
     header = ["task", "algorithm", "winner, IQM", "trials: lower quartile", "median", "upper quartile", "best",
               "how many", "the winner's settings"]  # fmt: skip
-    return grid(header, lines)
+    return markdown_table(header, lines)
 
 
 def main(module: ModuleType, argv: Sequence[str]) -> int:

@@ -69,7 +69,7 @@ class Progress:
         now = time.monotonic()
         if row.get("rollout/return") is not None:  # where no episode ended, the last one holds
             self._return = row["rollout/return"]
-        if self._stream.isatty():
+        if self._on_terminal():
             if self._bar is None:
                 self._bar = _bar(self._given, self._total)
             self._latest = step, row, now
@@ -83,14 +83,17 @@ class Progress:
     def evaluating(self, episodes: int, of: int) -> None:
         """Episodes of the final evaluation that have ended: beside the full bar, or in a line now and then."""
         now, text = time.monotonic(), f"evaluating {episodes:,}/{of:,}"
-        with contextlib.suppress(OSError, ValueError):  # just now the stream may be closed by an environment
+        with contextlib.suppress(OSError, ValueError):  # an environment may have closed the stream
             if self._bar is not None:
                 if episodes == of:  # what stays on the screen
                     text = self._text(*self._latest, self._bar.console.width - 12)
                 self._draw(text, self._total, episodes in (0, of))
-            elif episodes < of and not self._stream.isatty() and now - self._last_time >= LINE_SECONDS:
+            elif episodes < of and now - self._last_time >= LINE_SECONDS and not self._on_terminal():
                 self._say(text)
                 self._last_time = now
+
+    def _on_terminal(self) -> bool:
+        return self._stream is not None and self._stream.isatty()
 
     def note(self, text: str) -> None:
         """Says something that a person should know, above the bar where there is one."""

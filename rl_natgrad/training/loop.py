@@ -94,7 +94,8 @@ class Loop:
                     self.code = self._to_the_end()
         except (EnvError, NotFinite, OSError) as error:
             self._failed(error)
-            self.code = say(f"{error} (see {self.path / TRACEBACK})" if isinstance(error, RaisedEnvError) else error, 1)
+            its_own = isinstance(error, RaisedEnvError)
+            self.code = say(f"{error} (see {self.path / TRACEBACK})" if its_own else error, 1)
         except BaseException as error:
             self._failed(error)
             raise

@@ -5,9 +5,7 @@ each fit brings the regression's state along and takes it back. So whatever beco
 the same fit with the same bits, and does.
 """
 
-import io
 import os
-import pickle
 import signal
 import socket
 import sys
@@ -19,7 +17,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from rl_natgrad.algos.critic import Critic, NoCritic, Regression
@@ -28,6 +25,8 @@ from rl_natgrad.envs.cores import share
 from rl_natgrad.envs.wire import receive, send
 from rl_natgrad.envs.worker import die_with
 from rl_natgrad.policy.networks import ValueNetwork
+from rl_natgrad.run.checkpoint import State, decode, encode
+from rl_natgrad.version import __version__
 
 ROWS = 1000  # of a batch: for fewer, sending them takes a good part of the time that fitting them does
 PATIENCE = 60.0  # seconds after which a fit that has not come is done here
@@ -79,7 +78,7 @@ class Helper:
         here, before = partial(regress, net, theta, x, target), regress.state()
         try:
             if self.process:
-                send(self._socket, FIT, _dumps((before, theta, x, target)))
+                send(self._socket, FIT, _frame(before, theta=theta, x=x, target=target))
         except OSError:
             self._gone()
         return partial(self._wait, regress, before, here) if self.process else here
@@ -87,7 +86,7 @@ class Helper:
     def _wait(self, regress: Regression, before: dict[str, Any], here: Callable[[], Tensor]) -> Tensor:
         """What comes back, or the same done here."""
         try:
-            state, theta = pickle.loads(receive(self._socket)[1])
+            state, theta = _parts(receive(self._socket)[1])
             regress.load(state)
         except (OSError, EOFError, ValueError):  # the latter: a state that is not finite, of a θ that may be
             self._gone()
@@ -134,21 +133,18 @@ def _serve(sock: socket.socket, regress: Regression, net: ValueNetwork) -> None:
     os.closerange(3, fd)  # the run's lock, environments' pipes: nobody should wait for us to close them
     os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
     while True:
-        state, theta, x, target = pickle.loads(receive(sock)[1])
+        state, theta, x, target = _parts(receive(sock)[1])
         regress.load(state)
         theta = regress(net, theta, x, target)
-        send(sock, FIT, _dumps((regress.state(), theta)))
+        send(sock, FIT, _frame(regress.state(), theta=theta))
 
 
-class _Pickler(pickle.Pickler):
-    """Tensors as arrays: torch's own way takes longer than all the rest."""
-
-    def reducer_override(self, node: Any) -> Any:
-        """How to make `node` again: in memory aligned as torch does, on which a product's last bits may depend."""
-        return (torch.tensor, (node.numpy(),)) if isinstance(node, Tensor) else NotImplemented
+def _frame(state: State, **tensors: Tensor) -> bytes:
+    return encode({"state": state, **tensors}, __version__)
 
 
-def _dumps(node: Any) -> bytes:
-    buffer = io.BytesIO()
-    _Pickler(buffer, protocol=5).dump(node)
-    return buffer.getvalue()
+def _parts(frame: bytes) -> tuple[Any, ...]:
+    """The state and the tensors that a frame has, these in memory aligned as torch does, on which a product's last
+    bits may depend. Raises: ValueError."""
+    state, *tensors = decode(frame, "what the critic's process sent").values()
+    return state, *(tensor.clone() for tensor in tensors)
