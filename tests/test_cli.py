@@ -54,7 +54,7 @@ REFUSED = [
     ("env=Hopper-v55", "did you mean 'Hopper-v5'?"),
     ("env.id=CartPol-v1", "did you mean 'CartPole-v1'?"),
     ("env=mod:Name-v0", "write env.allow_import=true"),
-    ("env.backend=asinc", "env.backend must be auto, sync, async, split, native or envpool, got 'asinc'"),
+    ("env.backend=asinc", "env.backend must be auto, sync, async, split, native, envpool or device, got 'asinc'"),
     ("policy.activation=gelu", "policy.activation must be tanh, relu or sigmoid, got 'gelu'"),
     ("device=gpu", "device must be cpu, cuda or cuda:N, got 'gpu'"),
     # the value is wrong

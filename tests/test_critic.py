@@ -228,3 +228,13 @@ def test_an_adam_fit_is_torchs_adam_with_a_falling_rate(float64):
                 adam.step()
                 schedule.step()
         torch.testing.assert_close(fit(NET, start, x, target), param.detach(), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("N", "count", "size"), [(256, 4, 64), (250, 4, 63), (3, 8, 1)])
+def test_a_count_of_minibatches_is_a_size_of_them(N, count, size):
+    thetas = []
+    for asked in ({"minibatch": size}, {"minibatch": 10**9, "minibatches": count}):
+        theta = NET.init(rng(0))
+        regress = AdamFit(theta, np.random.default_rng(0), lr=5e-3, epochs=3, **asked)
+        thetas.append(regress(NET, theta, randn(1, N, 2), randn(2, N, 1)))
+    assert torch.equal(*thetas) and not torch.equal(thetas[0], NET.init(rng(0)))

@@ -52,7 +52,7 @@ MUTANTS = {
     "terminal state bootstrapped": ("rollout/returns.py", "where(terminated, 0.0", "where(False, 0.0", "returns"),
     "advantages leak across a truncation": ("rollout/returns.py", "lam * ~done", "lam * ~terminated", "returns"),
     # the collector
-    "reset rows are learned from": ("rollout/collector.py", "valid = ~np", "valid = True | np", "collector"),
+    "reset rows are learned from": ("rollout/collector.py", "valid = ~resets", "valid = ~resets | 1", "collector"),
     "done is forgotten between rollouts": (
         "rollout/collector.py", "self.prev_done[None]", "self.prev_done[None] & False", "collector"),
     "clipped action stored": ("rollout/collector.py", "action[t] = a", "action[t] = a.clip(-1, 1)", "collector"),

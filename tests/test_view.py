@@ -135,6 +135,8 @@ def test_masks_that_are_not_asked_for_are_noted(opened, capfd, monkeypatch):
         ("CartPole-v1", "native", {"action_mask": True}, "use env.backend=sync"),
         ("CartPole-v1", "envpool", {"frame_stack": 2}, "env.frame_stack is not for env.backend=envpool; use sync"),
         ("CartPole-v1", "envpool", {"action_mask": True}, "env.action_mask is not for env.backend=envpool"),
+        ("CartPole-v1", "device", {"frame_stack": 2}, "env.frame_stack is not for env.backend=device; use sync"),
+        ("CartPole-v1", "device", {"action_mask": True}, "env.action_mask is not for env.backend=device"),
     ],
 )
 def test_where_there_are_none_is_refused(opened, id, backend, about, told):

@@ -16,6 +16,7 @@ from rl_natgrad.optim.first_order import Adam
 from rl_natgrad.optim.fisher import GaussNewton, outer
 from rl_natgrad.optim.solvers import cg
 from rl_natgrad.optim.steps import backtrack, newton, to_radius
+from rl_natgrad.policy.activations import raw
 from rl_natgrad.policy.networks import ValueNetwork
 from rl_natgrad.rollout.normalize import RunningMoments
 
@@ -84,7 +85,7 @@ class Critic:
         returns = RunningMoments(())
         returns.load(self.returns.state())
         if self.normalize:
-            returns.update(batch.ret.cpu().numpy())
+            returns.update(raw(batch.ret))
         start = self._in_units_of(returns)
         target = ((batch.ret - float(returns.mean)) / float(returns.std)).to(self.theta.dtype).unsqueeze(-1)
         if not bool(target.isfinite().all()) or not math.isfinite(info["critic/loss"]):
@@ -128,28 +129,34 @@ class Critic:
 class AdamFit:
     """Minibatch Adam, `epochs` passes over the batch in an order that `rng` draws (Kingma & Ba 2015).
 
+    Minibatches have `minibatch` samples; or there are `minibatches` of them a pass, whatever the batch's size.
+
     Its rate falls from `lr` to 0 within each fit: what the last minibatches add by chance would be in V, and in
     every advantage of the next batch.
     """
 
-    def __init__(self, theta: Tensor, rng: np.random.Generator, *, lr: float, epochs: int, minibatch: int):
-        self.rng, self.lr, self.epochs, self.minibatch = rng, lr, epochs, minibatch
+    def __init__(
+        self, theta: Tensor, rng: np.random.Generator, *,
+        lr: float, epochs: int, minibatch: int, minibatches: int | None = None,
+    ):  # fmt: skip
+        self.rng, self.lr, self.epochs, self.minibatch, self.minibatches = rng, lr, epochs, minibatch, minibatches
         self.adam = Adam(theta.detach().clone())
 
     def __call__(self, net: ValueNetwork, theta: Tensor, x: Tensor, target: Tensor) -> Tensor:
         """The new θ (P,)."""
-        adam, steps = self.adam, self.epochs * math.ceil(len(x) / self.minibatch)
+        size = math.ceil(len(x) / self.minibatches) if self.minibatches else self.minibatch
+        adam, steps = self.adam, self.epochs * math.ceil(len(x) / size)
         adam.theta.copy_(theta)
         gradient = net.squared_error(adam.theta)
-        for k, (xs, ts) in enumerate(self._minibatches(x, target)):
+        for k, (xs, ts) in enumerate(self._split(x, target, size)):
             adam.step(gradient(xs, ts), self.lr * (1 - k / steps))
         return adam.theta.clone()
 
-    def _minibatches(self, x: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _split(self, x: Tensor, target: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         for _ in range(self.epochs):
             order = torch.from_numpy(self.rng.permutation(len(x))).to(x.device)
             x, target = x[order], target[order]
-            yield from zip(x.split(self.minibatch), target.split(self.minibatch), strict=True)
+            yield from zip(x.split(size), target.split(size), strict=True)
 
     def state(self) -> dict[str, Any]:
         """Adam's moments, and the order's generator."""

@@ -19,7 +19,7 @@ FAR = 0.9  # of the steps that finished runs have: an unfinished run with fewer 
 IGNORED = ("seed", "total_steps", "runs_dir", "resume", "env.timeout", "env.allow_import", "critic.overlap")
 IGNORED_GROUPS = ("sweep.", "eval.", "checkpoint.", "versions.")
 # What a run's environment and code are made of. Other libraries change last bits, not the task.
-VERSIONED = ("rl_natgrad", "gymnasium", "mujoco", "box2d", "box2d-py", "ale-py", "envpool")
+VERSIONED = ("rl_natgrad", "gymnasium", "mujoco", "box2d", "box2d-py", "ale-py", "envpool", "mujoco-warp")
 
 
 @dataclass(frozen=True)

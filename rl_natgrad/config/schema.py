@@ -153,7 +153,7 @@ NEEDS_ROWS, HAS_ROWS = ("woodbury", "svd"), ("gauss_newton", "empirical")  # sol
 LAYERS = {"hidden": Sizes, "activation": Activation}
 FIT = {**LAYERS, "overlap": Literal["auto"] | bool}
 CRITICS = _choices({
-    "adam": {**FIT, "lr": Positive, "epochs": Count, "minibatch": Count},
+    "adam": {**FIT, "lr": Positive, "epochs": Count, "minibatch": Count, "minibatches": Count | None},
     "lbfgs": {**FIT, "max_iter": Count, "history": Count},
     "trust_region": {**FIT, "delta": Positive | None, "damping": NonNegative, "max_iter": Count,
                      "steps": Count},
@@ -198,7 +198,7 @@ class Cnn(Choice):
 class Env(Section):
     """The environment, and how it is stepped and normalised."""
     id: EnvId
-    backend: Literal["auto", "sync", "async", "split", "native", "envpool"]
+    backend: Literal["auto", "sync", "async", "split", "native", "envpool", "device"]
     allow_import: bool
     timeout: Positive
     normalize_obs: bool

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from gymnasium import spaces
-    from numpy.typing import NDArray
 
     from rl_natgrad.envs.view import View
 
-Rows: TypeAlias = "tuple[NDArray, NDArray, NDArray, NDArray]"
+Array: TypeAlias = Any
+"""An array; of the backend `device`, whose every array is on one device, a tensor."""
+Rows: TypeAlias = "tuple[Array, Array, Array, Array]"
 """obs (B, *O), reward (B,) float64, terminated (B,), truncated (B,)."""
 
 
@@ -21,9 +22,14 @@ class Envs(Protocol):
     a Box is finite.  NEXT_STEP: at an end the observation is the true last one; the following row is a reset
     row, whose action is ignored, reward 0 and flags False.  Arrays returned may be overwritten by the next call.
     Where env.action_mask is set, observations end in the mask of the next action: see `view.MaskedObservations`.
+
+    SAME_STEP, which only the backend `device` knows: at an end the observation begins the next episode, so that no
+    row is a reset, and `last` has where it ended.
     """
 
-    backend: str  # sync, async, split, native or envpool
+    backend: str  # sync, async, split, native, envpool or device
+    same_step: bool
+    last: Array  # (B, *O) of SAME_STEP: the last observations of those that ended in the last step
     restorable: bool  # has `state` and `load`
     note: str | None  # what was done to the observation, for the user
     num_envs: int  # B
@@ -33,16 +39,16 @@ class Envs(Protocol):
     raw_observation_space: spaces.Space  # a single environment's own
     raw_action_space: spaces.Space
 
-    def reset(self) -> NDArray:
+    def reset(self) -> Array:
         """The first observations (B, *O)."""
 
-    def step(self, action: NDArray) -> Rows:
+    def step(self, action: Array) -> Rows:
         """What comes of action (B, *A)."""
 
     def state(self) -> dict[str, Any]:
-        """Where every environment stands, as arrays, strings and numbers. Only where `restorable`."""
+        """Where every environment stands, as arrays, tensors, strings and numbers. Only where `restorable`."""
 
-    def load(self, state: dict[str, Any]) -> tuple[NDArray, list[int]]:
+    def load(self, state: dict[str, Any]) -> tuple[Array, list[int]]:
         """Puts fresh environments there; their observations, and who did not come back to the same one.
 
         Raises: ValueError where the state is not one of these environments.

@@ -11,6 +11,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
 from rl_natgrad.envs.contract import Envs
+from rl_natgrad.envs.device import DeviceEnvs
 from rl_natgrad.envs.envpool import EnvpoolEnvs
 from rl_natgrad.envs.episode import Recipe
 from rl_natgrad.envs.errors import EnvError, EnvSetupError, one_line, theirs, unmade
@@ -19,9 +20,10 @@ from rl_natgrad.envs.sync import SyncEnvs
 from rl_natgrad.envs.workers import AsyncEnvs
 
 
-def make(cfg: Any, num_envs: int, seed: int) -> Envs:
+def make(cfg: Any, num_envs: int, seed: int, device: str = "cpu") -> Envs:
     """The environments that `cfg` (id, backend, allow_import, timeout, kwargs, frame_stack, action_mask) asks for.
 
+    device: where those of the backend `device` are.
     Raises: EnvSetupError, one line, where they cannot be used at all.
     """
     if cfg.backend not in BACKENDS:
@@ -31,6 +33,8 @@ def make(cfg: Any, num_envs: int, seed: int) -> Envs:
         spec = EnvSpec(cfg.id) if cfg.backend == "envpool" else find(cfg.id, cfg.allow_import)
         kwargs = dict(cfg.kwargs)
         recipe = Recipe(cfg.id, spec, kwargs, seed, cfg.timeout, cfg.frame_stack, cfg.action_mask)
+        if cfg.backend == "device":
+            return DeviceEnvs(recipe, num_envs, device)
         return BACKENDS[cfg.backend](recipe, num_envs)
     except EnvSetupError:
         raise
@@ -54,6 +58,7 @@ BACKENDS: dict[str, Callable[[Recipe, int], Envs]] = {
     "split": partial(AsyncEnvs, split=True),
     "native": NativeEnvs,
     "envpool": EnvpoolEnvs,
+    "device": DeviceEnvs,
 }
 
 

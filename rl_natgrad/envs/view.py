@@ -113,6 +113,9 @@ def _choices(action: spaces.Space) -> list[int]:
 class WithSpaces:
     """Environments whose own spaces are these: what `contract.Envs` says of spaces, and how actions get there."""
 
+    same_step = False
+    last: Any = None
+
     def __init__(
         self, observation: spaces.Space, action: spaces.Space, stack: int = 1, masked: bool = False
     ) -> None:

@@ -159,8 +159,9 @@ def _file(path: Path, which: str) -> Path:
 
 def _spaces(cfg: Config) -> tuple[Spaces, View]:
     """The environment's own and how a policy sees them, of one that is made for the purpose."""
-    backend = cfg.env.backend if cfg.env.backend in ("envpool", "async") else "sync"
-    with build.undisturbed(), closing(make(cfg.env.model_copy(update={"backend": backend}), 1, 0)) as envs:
+    backend = cfg.env.backend if cfg.env.backend in ("envpool", "async", "device") else "sync"
+    env = cfg.env.model_copy(update={"backend": backend})
+    with build.undisturbed(), closing(make(env, 1, 0, cfg.device)) as envs:
         return Spaces(envs.raw_observation_space, envs.raw_action_space), envs.view
 
 

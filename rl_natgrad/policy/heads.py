@@ -7,8 +7,8 @@ Each head knows its log-probability, entropy, KL, and the Fisher information of 
 
 Sums run over action dimensions, never means: the KL of a product of distributions is the sum of theirs.
 
-Sampling is a function of z and of noise drawn for a whole rollout at once. It speaks numpy, because
-environments do: `sample(z, noise)` and `mode(z)` take and return arrays (B, …).
+Sampling is a function of z and of noise drawn for a whole rollout at once. It speaks what the environments do:
+`sample(z, noise)` and `mode(z)` take and return arrays (B, …), or tensors.
 """
 
 import math
@@ -18,9 +18,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+from rl_natgrad.policy.activations import Array, lib
+from rl_natgrad.policy.noise import Rng, gumbel, logistic, normal
 
 Product = Callable[[Tensor], Tensor]
 
@@ -61,13 +63,13 @@ class Head(Protocol):
     def root(self, z: Tensor) -> Tensor:
         """B (N, K, R) with B Bᵀ = M."""
 
-    def noise(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray:
+    def noise(self, rng: Rng, shape: tuple[int, ...]) -> Array:
         """The randomness of so many actions, (*shape, …)."""
 
-    def sample(self, z: NDArray, noise: NDArray) -> NDArray:
+    def sample(self, z: Array, noise: Array) -> Array:
         """Actions (B, *A), a function of z (B, K) and noise (B, …)."""
 
-    def mode(self, z: NDArray) -> NDArray:
+    def mode(self, z: Array) -> Array:
         """The most likely actions (B, *A)."""
 
 
@@ -125,15 +127,15 @@ class Categorical:
         # B = diag(√p) − p √pᵀ, since √pᵀ√p = 1
         return torch.diag_embed(p.sqrt()) - p.unsqueeze(-1) * p.sqrt().unsqueeze(-2)
 
-    def noise(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray:
+    def noise(self, rng: Rng, shape: tuple[int, ...]) -> Array:
         """Gumbel noise (*shape, n)."""
-        return rng.gumbel(size=(*shape, self.n)).astype(np.float32)
+        return gumbel(rng, (*shape, self.n))
 
-    def sample(self, z: NDArray, noise: NDArray) -> NDArray:
+    def sample(self, z: Array, noise: Array) -> Array:
         """argmax of z + noise."""
         return (z + noise).argmax(-1)  # the Gumbel-max trick: exact
 
-    def mode(self, z: NDArray) -> NDArray:
+    def mode(self, z: Array) -> Array:
         """argmax of z."""
         return z.argmax(-1)
 
@@ -187,17 +189,18 @@ class MultiDiscrete:
             row, column = row + c.n, column + c.rank
         return root
 
-    def noise(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray:
+    def noise(self, rng: Rng, shape: tuple[int, ...]) -> Array:
         """Gumbel noise (*shape, K)."""
-        return rng.gumbel(size=(*shape, self.size)).astype(np.float32)
+        return gumbel(rng, (*shape, self.size))
 
-    def sample(self, z: NDArray, noise: NDArray) -> NDArray:
+    def sample(self, z: Array, noise: Array) -> Array:
         """Each part's argmax of z + noise."""
         return self.mode(z + noise)
 
-    def mode(self, z: NDArray) -> NDArray:
+    def mode(self, z: Array) -> Array:
         """Each part's argmax of z."""
-        return np.stack([zd.argmax(-1) for zd in np.split(z, np.cumsum(self.nvec)[:-1], axis=-1)], axis=-1)
+        ends = np.cumsum(self.nvec)
+        return lib(z).stack([z[..., end - n : end].argmax(-1) for n, end in zip(self.nvec, ends, strict=True)], -1)
 
 
 @dataclass
@@ -242,17 +245,17 @@ class Bernoulli:
         """B = diag √(p (1 − p))."""
         return torch.diag_embed((z.sigmoid() * (-z).sigmoid()).sqrt())
 
-    def noise(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray:
+    def noise(self, rng: Rng, shape: tuple[int, ...]) -> Array:
         """Logistic noise (*shape, n)."""
-        return rng.logistic(size=(*shape, self.n)).astype(np.float32)
+        return logistic(rng, (*shape, self.n))
 
-    def sample(self, z: NDArray, noise: NDArray) -> NDArray:
+    def sample(self, z: Array, noise: Array) -> Array:
         """1 where z + noise > 0."""
-        return (z + noise > 0).astype(np.int64)
+        return self.mode(z + noise)
 
-    def mode(self, z: NDArray) -> NDArray:
+    def mode(self, z: Array) -> Array:
         """1 where z > 0."""
-        return (z > 0).astype(np.int64)
+        return lib(z).asarray(z > 0, dtype=lib(z).int64)
 
 
 @dataclass
@@ -309,14 +312,14 @@ class DiagGaussian:
         log_sigma = z[..., self.n :]
         return torch.diag_embed(torch.cat([torch.exp(-log_sigma), torch.full_like(log_sigma, 2**0.5)], -1))
 
-    def noise(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray:
+    def noise(self, rng: Rng, shape: tuple[int, ...]) -> Array:
         """Standard normal noise (*shape, n)."""
-        return rng.standard_normal(size=(*shape, self.n), dtype=np.float32)
+        return normal(rng, (*shape, self.n))
 
-    def sample(self, z: NDArray, noise: NDArray) -> NDArray:
+    def sample(self, z: Array, noise: Array) -> Array:
         """μ + σ · noise."""
-        return z[..., : self.n] + np.exp(z[..., self.n :]) * noise
+        return z[..., : self.n] + lib(z).exp(z[..., self.n :]) * noise
 
-    def mode(self, z: NDArray) -> NDArray:
+    def mode(self, z: Array) -> Array:
         """μ."""
         return z[..., : self.n]

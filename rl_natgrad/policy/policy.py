@@ -5,28 +5,30 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+import torch
 from gymnasium import spaces
-from numpy.typing import NDArray
 from torch import Tensor
 
 from rl_natgrad.optim.linearization import Linearization
+from rl_natgrad.policy.activations import Array
 from rl_natgrad.policy.heads import Bernoulli, Categorical, DiagGaussian, Head, MultiDiscrete
 from rl_natgrad.policy.networks import Biased, Network, ValueNetwork, WithFree
+from rl_natgrad.policy.noise import Rng
 
 
 class Observer(Protocol):
     """What stands between an environment's observation and the network's input: normalisation, or nothing."""
 
-    def __call__(self, obs: NDArray) -> NDArray:
+    def __call__(self, obs: Array) -> Array:
         """obs (B, *O) as the network sees it, (B, *O)."""
 
-    def update(self, obs: NDArray) -> None:
+    def update(self, obs: Array) -> None:
         """Learns from observations (N, *O); between rollouts, never within one."""
 
-    def state(self) -> dict[str, NDArray]:
+    def state(self) -> dict[str, Array]:
         """What it has learned."""
 
-    def load(self, state: dict[str, NDArray]) -> None:
+    def load(self, state: dict[str, Array]) -> None:
         """Goes on from a `state`."""
 
 
@@ -38,14 +40,14 @@ class Policy:
     head: Head
     theta: Tensor
     observe: Observer
-    _z: Callable[[NDArray], NDArray] = field(init=False, repr=False)
+    _compiled: Callable[[Array], Array] | None = field(init=False, repr=False)  # for arrays, once they come
 
     def __post_init__(self) -> None:
         self.become(self.theta)
 
     def become(self, theta: Tensor) -> None:
         """Makes θ (P,) the policy's own."""
-        self.theta, self._z = theta, self.net.compile(theta)
+        self.theta, self._compiled = theta, None
 
     def state(self) -> dict[str, Tensor]:
         """θ (P,)."""
@@ -63,15 +65,28 @@ class Policy:
         """z + J dθ around θ."""
         return self.net.linearize(theta, obs)
 
-    def act(self, obs: NDArray, noise: NDArray) -> NDArray:
-        """Sampled actions (B, *A) on raw observations (B, *O), with `noise` (B, …) from `noise()`."""
-        return self.head.sample(self._z(self.observe(obs)), noise)
+    def act(self, obs: Array, noise: Array) -> Array:
+        """Sampled actions (B, *A) on raw observations (B, *O), with `noise` (B, …) from `noise()`; arrays, or
+        tensors on the device where θ is."""
+        return self.head.sample(self._z(obs), noise)
 
-    def act_greedily(self, obs: NDArray) -> NDArray:
+    def act_greedily(self, obs: Array) -> Array:
         """The most likely actions (B, *A)."""
-        return self.head.mode(self._z(self.observe(obs)))
+        return self.head.mode(self._z(obs))
 
-    def noise(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray:
+    def _z(self, obs: Array) -> Array:
+        obs = self.observe(obs)
+        if not isinstance(obs, np.ndarray):
+            return self._there(obs)
+        if self._compiled is None:
+            self._compiled = self.net.compile(self.theta)
+        return self._compiled(obs)
+
+    @torch.no_grad()
+    def _there(self, obs: Tensor) -> Tensor:
+        return self.net.forward(self.theta, obs.to(self.theta.dtype))
+
+    def noise(self, rng: Rng, shape: tuple[int, ...]) -> Array:
         """All the randomness that `act` needs for a whole rollout: (*shape, …)."""
         return self.head.noise(rng, shape)
 

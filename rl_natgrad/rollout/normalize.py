@@ -1,11 +1,14 @@
 """Running mean and variance, in float64, updated between rollouts and never within one."""
 
 import numpy as np
+import torch
 from numpy.typing import DTypeLike, NDArray
+
+from rl_natgrad.rollout.arrays import Array, host, lib
 
 
 class RunningMoments:
-    """Mean and variance of all samples so far, of `shape` S each.
+    """Mean and variance of all samples so far, of `shape` S each; arrays, also where the samples are tensors.
 
     Chan et al. 1979: merging (n, mean, M₂) of batches is exact, and keeps its precision where a sum of
     squares loses it.
@@ -14,14 +17,15 @@ class RunningMoments:
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.count, self.mean, self.m2 = 0.0, np.zeros(shape), np.zeros(shape)
 
-    def update(self, x: NDArray) -> None:
-        """Adds the samples x (N, *S)."""
+    def update(self, x: Array) -> None:
+        """Adds the samples x (N, *S), of which sums come here."""
         if len(x) == 0:
             return
-        x = x.astype(np.float64)
+        x = lib(x).asarray(x, dtype=lib(x).float64)
         mean = x.mean(0)
+        squares, mean = host(((x - mean) ** 2).sum(0)), host(mean)
         total, shift = self.count + len(x), mean - self.mean
-        m2 = self.m2 + ((x - mean) ** 2).sum(0) + shift**2 * (self.count * len(x) / total)
+        m2 = self.m2 + squares + shift**2 * (self.count * len(x) / total)
         # arrays also of shape (), of which arithmetic makes numbers: what is saved keeps its kind
         self.m2, self.mean = np.asarray(m2), np.asarray(self.mean + shift * (len(x) / total))
         self.count = total
@@ -51,16 +55,22 @@ class ObservationNormalizer:
 
     def __init__(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32, masked: int = 0) -> None:
         self.moments, self.dtype, self.masked = RunningMoments(shape), dtype, masked
+        self._there: list[torch.Tensor] = []  # mean and scale on the device of observations that are tensors
         self._freeze()
 
-    def __call__(self, obs: NDArray) -> NDArray:
+    def __call__(self, obs: Array) -> Array:
         """The observations (B, *S) in `dtype`, in an array of their own."""
+        if lib(obs) is torch:
+            if not self._there:  # once per update
+                self._there = [torch.as_tensor(x, device=obs.device) for x in (self._mean, self._scale)]
+            mean, scale = self._there
+            return ((obs - mean) * scale).clamp_(-10, 10)
         out = obs - self._mean
         out *= self._scale
         # np.clip costs twice as much on the few numbers of one step
         return np.minimum(np.maximum(out, -10, out=out), 10, out=out)
 
-    def update(self, obs: NDArray) -> None:
+    def update(self, obs: Array) -> None:
         """Adds observations (N, *S); to be called between rollouts, after the policy's step."""
         self.moments.update(obs[:, : -self.masked] if self.masked else obs)
         self._freeze()
@@ -77,16 +87,17 @@ class ObservationNormalizer:
     def _freeze(self) -> None:
         self._mean = np.pad(self.moments.mean, (0, self.masked)).astype(self.dtype)
         self._scale = np.pad(1 / self.moments.std, (0, self.masked), constant_values=1).astype(self.dtype)
+        self._there = []
 
 
 class Unchanged:
     """An ObservationNormalizer that does nothing, for images and for those who want none."""
 
-    def __call__(self, obs: NDArray) -> NDArray:
+    def __call__(self, obs: Array) -> Array:
         """The observations themselves."""
         return obs
 
-    def update(self, obs: NDArray) -> None:
+    def update(self, obs: Array) -> None:
         """Learns nothing."""
 
     def state(self) -> dict[str, NDArray]:

@@ -11,7 +11,7 @@ from rl_natgrad.version import __version__
 PACKAGE = Path(__file__).resolve().parents[1]
 LIBRARIES = (
     "torch", "gymnasium", "numpy", "hydra-core", "pydantic", "safetensors", "tensorboard",
-    "mujoco", "box2d-py", "box2d", "ale-py", "envpool",
+    "mujoco", "box2d-py", "box2d", "ale-py", "envpool", "mujoco-warp", "warp-lang",
 )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """From a checked configuration to the parts of a run. Every name that configs/ may say stands in a table here."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController, threadpool_limits
 from torch.optim import SGD, Adadelta, Adagrad, Adam, RAdam, RMSprop
 
@@ -45,8 +45,8 @@ from rl_natgrad.policy.heads import Head
 from rl_natgrad.policy.masked import Masked, Unmasked
 from rl_natgrad.policy.mlp import CHUNK, MLP
 from rl_natgrad.policy.networks import Network, ValueNetwork, cnn
+from rl_natgrad.policy.noise import Rng
 from rl_natgrad.policy.policy import Policy, head_for, with_head
-from rl_natgrad.rollout.collector import Rollout
 from rl_natgrad.rollout.normalize import ObservationNormalizer, Unchanged
 from rl_natgrad.rollout.returns import Estimate, estimate_gae, estimate_monte_carlo
 from rl_natgrad.run.streams import kept
@@ -79,10 +79,9 @@ ACTIVATIONS: dict[str, Activation] = {"tanh": Tanh, "relu": Relu, "sigmoid": Sig
 
 @dataclass(frozen=True)
 class Algorithm:
-    """How a batch is estimated, (rollout, V (T+1, B)) ↦ Estimate, looked at, (policy, batch, rows=) ↦ Problem,
-    and learned from."""
+    """How a batch is estimated (`estimate_gae`), looked at, (policy, batch, rows=) ↦ Problem, and learned from."""
 
-    estimate: Callable[[Rollout, NDArray], Estimate]
+    estimate: Callable[..., Estimate]
     problem: Callable[..., Problem]
     learner: Learner
 
@@ -98,6 +97,13 @@ def generator(seed: int, stream: str) -> np.random.Generator:
     """The run's random numbers for one purpose; a purpose more leaves the others as they were."""
     streams = ("parameters", "actions", "minibatches", "fisher", "evaluation", "policy minibatches")
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(streams.index(stream),)))
+
+
+def acting_generator(cfg: Config, rng: np.random.Generator) -> Rng:
+    """What draws the actions' noise: `rng`, or one on the environments' device that is seeded by it."""
+    if cfg.env.backend != "device":
+        return rng
+    return torch.Generator(cfg.device).manual_seed(int(rng.integers(2**63)))
 
 
 def use_threads(n: int) -> None:
@@ -194,7 +200,8 @@ def build_critic(cfg: Config, obs_space: spaces.Box) -> Critic | NoCritic:
     options = cfg.critic.model_dump(exclude={"name", "hidden", "activation", "overlap"})
     if cfg.critic.name == "adam":
         options |= {"theta": theta, "rng": generator(cfg.seed, "minibatches")}
-    rows = options.get("minibatch", cfg.num_envs * cfg.horizon)
+    N, parts = cfg.num_envs * cfg.horizon, options.get("minibatches")
+    rows = math.ceil(N / parts) if parts else options.get("minibatch", N)
     regress = _threaded(cfg, CRITICS[cfg.critic.name](**options), rows, net.size)
     return Critic(net, theta, regress, cfg.env.normalize_return)
 

@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 from rl_natgrad.config.schema import Config
 from rl_natgrad.envs.checks import Checks
 from rl_natgrad.envs.make import make
+from rl_natgrad.policy.noise import Rng
 from rl_natgrad.policy.policy import Policy
+from rl_natgrad.rollout.arrays import Array
 from rl_natgrad.rollout.play import play
 from rl_natgrad.training import build
 
@@ -40,7 +42,8 @@ def evaluate(
     """
     backend = "sync" if cfg.env.backend in ("auto", "native") else cfg.env.backend
     env, played = cfg.env.model_copy(update={"backend": backend}), {}
-    rng, seed = streams(cfg)
+    draws, seed = streams(cfg)
+    rng = build.acting_generator(cfg, draws)
     each = episodes or cfg.eval.episodes
 
     def after(before: int) -> Callable[[int], None]:
@@ -48,14 +51,14 @@ def evaluate(
 
     for number, mode in enumerate(modes):
         with build.undisturbed(), ExitStack() as now:
-            made = closing(make(env, each, seed))
+            made = closing(make(env, each, seed, cfg.device))
             envs = (now if later is None else later).enter_context(made)
-            check = Checks(cfg.env.id, envs.observation_space)
+            check = Checks(cfg.env.id, envs.observation_space, envs.same_step)
             played[mode] = play(envs, acting(policy, mode, rng), check, after(number * each))
     return played
 
 
-def acting(policy: Policy, mode: str, rng: np.random.Generator) -> Callable[[NDArray], NDArray]:
+def acting(policy: Policy, mode: str, rng: Rng) -> Callable[[Array], Array]:
     """Observations (B, *O) ↦ actions (B, *A): the most likely ones, or drawn with the noise of `rng`."""
     if mode == "deterministic":
         return policy.act_greedily

@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from rl_natgrad.algos.problem import Batch, Problem
 from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.config.schema import Config
 from rl_natgrad.envs.checks import Checks
 from rl_natgrad.envs.make import make
+from rl_natgrad.rollout.arrays import Array, copied, host, lib
 from rl_natgrad.rollout.collector import Collector, Rollout
 from rl_natgrad.training import build, evaluation
 
@@ -56,7 +56,7 @@ class Training:
         self.cfg, self.step, self.update, self.not_finite = cfg, 0, 0, 0
         self.returns: deque[float] = deque(maxlen=WINDOW)
         with build.undisturbed():
-            self.envs = make(cfg.env, cfg.num_envs, cfg.seed)
+            self.envs = make(cfg.env, cfg.num_envs, cfg.seed, cfg.device)
         self._open = ExitStack()
         self._open.callback(self.envs.close)
         try:
@@ -67,8 +67,9 @@ class Training:
             self.close()
             raise
         self.fisher_rng = build.generator(cfg.seed, "fisher")
-        checks = Checks(cfg.env.id, self.envs.observation_space)
-        self.collector = Collector(self.envs, cfg.horizon, build.generator(cfg.seed, "actions"), checks)
+        checks = Checks(cfg.env.id, self.envs.observation_space, self.envs.same_step)
+        rng = build.acting_generator(cfg, build.generator(cfg.seed, "actions"))
+        self.collector = Collector(self.envs, cfg.horizon, rng, checks, self.envs.same_step)
 
     def __iter__(self) -> Iterator[dict[str, float]]:
         """The rows of one update after the other, with `step` and `update`, until `total_steps` are done."""
@@ -138,17 +139,30 @@ class Training:
         T, B = rollout.reward.shape
         flat = rollout.obs.reshape((T + 1) * B, *rollout.obs.shape[2:])
         obs = as_tensor(self.policy.observe(flat), device, dtype)
-        value = self.critic.values(obs).cpu().numpy().astype(np.float64).reshape(T + 1, B)
-        adv, ret, rows = self.algorithm.estimate(rollout, value)
+        value = self._values(obs, rollout).reshape(T + 1, B)
+        adv, ret, rows = self.algorithm.estimate(rollout, value, *self._after(rollout, value))
         adv = adv[rows]
         if cfg.algo.normalize_adv and len(adv):
-            adv = (adv - adv.mean()) / (adv.std() + 1e-8)
-        kept = torch.from_numpy(np.flatnonzero(rows)).to(device)
+            adv = (adv - adv.mean()) / (lib(adv).std(adv, correction=0) + 1e-8)
+        kept = torch.as_tensor(rows, device=device).flatten().nonzero().squeeze(-1)
         action = as_tensor(rollout.action[rows], device, dtype)
         return Batch(
             obs[: T * B][kept], action, as_tensor(adv, device, dtype),
-            ret=torch.from_numpy(ret[rows]).to(device), value=torch.from_numpy(value[:-1][rows]).to(device),
+            ret=torch.as_tensor(ret[rows], device=device), value=torch.as_tensor(value[:-1][rows], device=device),
         )  # fmt: skip
+
+    def _values(self, obs: torch.Tensor, rollout: Rollout) -> Array:
+        """V(obs) (N,) float64, an array or a tensor as the rollout has."""
+        value = self.critic.values(obs).double()
+        return host(value) if isinstance(rollout.obs, np.ndarray) else value
+
+    def _after(self, rollout: Rollout, value: Array) -> tuple[Array, ...]:
+        """V (T, B) of what each row led to, where that is not the row after it."""
+        if rollout.last is None:
+            return ()
+        after, obs = copied(value[1:]), self.policy.observe(rollout.last)
+        after[rollout.done] = self._values(as_tensor(obs, self.cfg.device, build.DTYPES[self.cfg.dtype]), rollout)
+        return (after,)
 
     def problem(self, batch: Batch, rows: torch.Tensor | None = None) -> Problem:
         """Loss, KL, gradient and Fisher around the policy as it is; of a batch that is not empty.
@@ -223,9 +237,9 @@ class _Clock:
         self.laps[name], self._last = self.laps.get(name, 0.0) + now - self._last, now
 
 
-def as_tensor(array: NDArray, device: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def as_tensor(array: Array, device: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """An array as a tensor on a device: floats in `dtype`, others as they are."""
-    tensor = torch.from_numpy(array)
+    tensor = torch.as_tensor(array)
     return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
 
 

@@ -220,7 +220,7 @@ class Loop:
         if not training.envs.restorable:
             notes.append(f"backend {training.envs.backend} cannot save environments: resuming starts new episodes")
         size = training.policy.theta.numel()
-        if self.cfg.device != "cpu" and size < GPU_PAYS:
+        if self.cfg.device != "cpu" and size < GPU_PAYS and self.cfg.env.backend != "device":
             notes.append(f"a policy of {size:,} parameters trains faster with device=cpu")
         notes += build.notes(self.cfg, training.algorithm, training.policy)
         self.progress.header(

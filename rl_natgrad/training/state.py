@@ -4,8 +4,10 @@ from collections import deque
 from typing import Any
 
 import numpy as np
+import torch
 
 from rl_natgrad.envs.contract import Envs
+from rl_natgrad.rollout.arrays import copied
 from rl_natgrad.run.checkpoint import State, fit, number, whole
 from rl_natgrad.training import build
 from rl_natgrad.training.iteration import GIVE_UP, WINDOW, Training
@@ -16,7 +18,8 @@ def of(training: Training) -> State:
 
     The training has begun: environments that were never reset have no state.
     """
-    actions, fisher = training.collector.rng.bit_generator.state, training.fisher_rng.bit_generator.state
+    rng = training.collector.rng
+    actions = rng.get_state() if isinstance(rng, torch.Generator) else rng.bit_generator.state
     return {
         "step": training.step, "update": training.update, "not_finite": training.not_finite,
         "returns": list(training.returns),
@@ -24,7 +27,7 @@ def of(training: Training) -> State:
         "critic": training.critic.state(), "learner": training.algorithm.learner.state(),
         "collector": training.collector.state() if training.envs.restorable else {},
         "envs": training.envs.state() if training.envs.restorable else {},
-        "rng": {"actions": actions, "fisher": fisher},
+        "rng": {"actions": actions, "fisher": training.fisher_rng.bit_generator.state},
     }  # fmt: skip
 
 
@@ -35,7 +38,7 @@ def load(training: Training, state: State) -> list[int]:
     Raises:  ValueError, naming the part, where the state is not one of this training.
     """
     with build.undisturbed():
-        training.collector.obs = training.envs.reset().copy()
+        training.collector.obs = copied(training.envs.reset())
     fit(state, _like(training))
     training.step, training.update = state["step"], state["update"]
     training.not_finite = state["not_finite"]
@@ -44,14 +47,18 @@ def load(training: Training, state: State) -> list[int]:
     training.policy.observe.load(state["observe"])
     training.critic.load(state["critic"])
     training.algorithm.learner.load(state["learner"])
-    training.collector.rng.bit_generator.state = state["rng"]["actions"]
+    rng, actions = training.collector.rng, state["rng"]["actions"]
+    if isinstance(rng, torch.Generator):
+        rng.set_state(actions)
+    else:
+        rng.bit_generator.state = actions
     training.fisher_rng.bit_generator.state = state["rng"]["fisher"]
     differed: list[int] = []
     if training.envs.restorable:
         training.collector.load(state["collector"])
         with build.undisturbed():
             obs, differed = training.envs.load(state["envs"])
-        training.collector.obs = obs.copy()
+        training.collector.obs = copied(obs)
     if not differed:
         fit(of(training), state)  # nothing was left out, and nothing more was in it
     return differed
