@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rl_natgrad.envs.contract import Rows
 from rl_natgrad.envs.episode import Recipe, episode_seed
-from rl_natgrad.envs.errors import EnvError, EnvRaised, EnvSetupError, note, one_line, theirs
+from rl_natgrad.envs.errors import EnvError, EnvSetupError, RaisedEnvError, note, one_line, theirs
 from rl_natgrad.envs.positions import check_kind
 from rl_natgrad.envs.spaces import ObservationMap, brief
 from rl_natgrad.envs.torch_control import TASKS
@@ -154,8 +154,8 @@ class DeviceEnvs(WithSpaces):
     def _error(self, what: str) -> EnvError:
         return EnvError(f"{self._where()}: {what}")
 
-    def _raised(self, method: str, error: BaseException) -> EnvRaised:
-        return EnvRaised(f"{self._where()}: {method} raised {one_line(error)}")
+    def _raised(self, method: str, error: BaseException) -> RaisedEnvError:
+        return RaisedEnvError(f"{self._where()}: {method} raised {one_line(error)}")
 
 
 def _build(recipe: Recipe, num_envs: int, device: str) -> VectorEnv:
