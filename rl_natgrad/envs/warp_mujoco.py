@@ -35,7 +35,7 @@ class Mujoco(Control):
             import warp
         except ImportError as error:
             raise EnvSetupError(f'{self.id} on a device needs an extra: pip install "rl-natgrad[gpu]"') from error
-        warp.config.quiet = True
+        warp.config.log_level = warp.LOG_WARNING  # it introduces itself at length
         warp.init()
         self.mjw, self.warp = mujoco_warp, warp
         super().__init__(num_envs, max_episode_steps, device, one.observation_space, one.action_space)
