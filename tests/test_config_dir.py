@@ -6,13 +6,14 @@ import subprocess
 import sys
 
 import pytest
+from texts import block
 from whole_runs import SMALL, only_run
 
 from rl_natgrad.config import command as cli
 from rl_natgrad.config import compose
 from rl_natgrad.config.refusals import ConfigError
 
-HILL = "# Drive up a hill\ndefaults: [default, _self_]\nid: MountainCar-v0\n"
+HILL = block("README.md", "yaml", "hill")
 
 
 @pytest.fixture
@@ -33,8 +34,8 @@ def here(tmp_path, monkeypatch):
 
 def test_a_file_of_ones_own_is_a_choice(here):
     job = cli.parse(["--config-dir", "own", "env=Hill", "algo=npg"])
-    assert job.config.env.id == "MountainCar-v0" and job.config.env.timeout == 60
-    assert "Drive up a hill" in cli.parse(["--config-dir=own", "--help"])
+    assert job.config.env.id == "MountainCar-v0" and job.config.env.timeout == 10
+    assert "Drive an underpowered car up a hill\n" in cli.parse(["--config-dir=own", "--help"])
     assert os.environ[compose.OWN] == str(here / "own")  # for the processes of a sweep
     jobs = cli.parse(["--config-dir", "own", "-m", "experiment=rates"]).jobs
     assert [job.config.optimizer.lr for job in jobs] == [0.01, 0.02]

@@ -166,7 +166,7 @@ def test_the_file_says_whose_policy_it_is_and_is_never_replaced_in_silence(folde
     assert (folder / "policy.onnx").read_bytes() != first
 
 
-def test_the_readmes_script_plays_without_torch(folder, export, tmp_path):
+def test_the_maps_script_plays_without_torch(folder, export, tmp_path):
     assert export(f"run={folder}", f"out={tmp_path}/policy.onnx")[0] == 0
     assert not (folder / "policy.onnx").exists()
     script = "import sys\nsys.modules['torch'] = sys.modules['rl_natgrad'] = None\n" + program("onnxruntime")

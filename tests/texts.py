@@ -1,13 +1,17 @@
-"""Programs that README shows."""
+"""What README and the map show: programs and files."""
 
 import re
-import textwrap
 
 from whole_runs import ROOT
 
 
 def program(word: str) -> str:
-    """The one block of Python in README that has this word."""
-    blocks = re.findall(r"^ *```python\n(.*?)^ *```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    (found,) = [block for block in blocks if word in block]
-    return textwrap.dedent(found)
+    """The one block of Python in rl_natgrad/README.md that has this word."""
+    return block("rl_natgrad/README.md", "python", word)
+
+
+def block(page: str, language: str, word: str) -> str:
+    """The one block of that language on a page that has this word."""
+    blocks = re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    (found,) = [text for text in blocks if word in text]
+    return found
