@@ -107,7 +107,7 @@ def test_without_normalisation_values_are_the_networks_outputs():
 class Unmoved(Stateless):
     """A fit that learns nothing, and keeps its target."""
 
-    def __call__(self, net, theta, x, target):
+    def __call__(self, net, theta, x, target, among):
         self.target = target
         return theta
 

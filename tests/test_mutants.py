@@ -36,7 +36,8 @@ MUTANTS = {
     "fisher without 1/N": ("optim/fisher.py", "(Jv) / len(Jv)", "(Jv)", "fisher"),
     "fisher without its metric": ("optim/fisher.py", "self.metric(Jv)", "Jv", "fisher"),
     "newton's radius is of its hessian": (
-        "algos/problem.py", "gauss_newton(self._sample) if self.curvature is hessian else", "", "likelihood"),
+        "algos/problem.py", "self._mean_of(gauss_newton(self._sample)) if self.curvature is hessian else", "",
+        "likelihood"),
     "negative curvature is followed": ("optim/solvers.py", "pAp <= 0", "False", "solvers"),
     "cg buffers aliased": ("optim/solvers.py", "b.clone(), b.clone()", "*[b.clone()] * 2", "solvers"),
     "cg damping is absolute": ("optim/solvers.py", "damping * float(p @ Ap) / bb", "damping", "solvers"),

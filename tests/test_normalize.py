@@ -110,6 +110,17 @@ def test_normaliser_leaves_masks_as_they_are():
         np.testing.assert_array_equal(observe(x), np.concatenate([plain(x[:, :2]), x[:, 2:]], 1))
 
 
+def test_normaliser_of_masked_observations_learns_from_sums_as_from_samples():
+    samples, sums = ObservationNormalizer((2,), masked=3), ObservationNormalizer((2,), masked=3)
+    rng = np.random.default_rng(4)
+    for n in (20, 30):
+        x = rng.normal(3, 2, (n, 5))
+        samples.update(x)
+        sums.merge(n, x.mean(0), x.var(0) * n)
+    for name, moment in samples.state().items():
+        np.testing.assert_allclose(sums.state()[name], moment, rtol=1e-12, err_msg=name)
+
+
 def test_normaliser_leaves_its_input_alone_and_does_not_learn_from_it():
     observe = ObservationNormalizer((2,))
     observe.update(np.random.default_rng(4).normal(size=(20, 2)))

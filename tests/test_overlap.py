@@ -85,7 +85,7 @@ def finite_if(monkeypatch, right):
     fit = AdamFit.__call__
     monkeypatch.setattr(
         AdamFit, "__call__",
-        lambda self, net, theta, x, t: fit(self, net, theta, x, t) * (1.0 if right(x) else float("nan")),
+        lambda self, net, theta, x, *more: fit(self, net, theta, x, *more) * (1.0 if right(x) else float("nan")),
     )  # fmt: skip
 
 

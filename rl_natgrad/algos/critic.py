@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rl_natgrad.algos.among import ALONE, Among
 from rl_natgrad.algos.learner import Remembering, Stateless
 from rl_natgrad.algos.problem import Batch
 from rl_natgrad.optim.first_order import Adam
-from rl_natgrad.optim.fisher import GaussNewton, outer
+from rl_natgrad.optim.fisher import Fisher, Mean, outer
 from rl_natgrad.optim.solvers import cg
 from rl_natgrad.optim.steps import backtrack, newton, to_radius
-from rl_natgrad.policy.activations import raw
 from rl_natgrad.policy.networks import ValueNetwork
 from rl_natgrad.rollout.normalize import RunningMoments
 
@@ -26,12 +26,14 @@ NOT_FINITE = {"critic/not_finite": 1.0}
 class Regression(Remembering, Protocol):
     """One update's fit. Lowers E[(f(θ, x) − target)²]; target (N, 1)."""
 
-    def __call__(self, net: ValueNetwork, theta: Tensor, x: Tensor, target: Tensor) -> Tensor:
-        """The new θ (P,)."""
+    def __call__(
+        self, net: ValueNetwork, theta: Tensor, x: Tensor, target: Tensor, among: Among = ALONE
+    ) -> Tensor:
+        """The new θ (P,), the same in all ranks that have a part of the samples."""
 
 
-Start = Callable[[Regression, ValueNetwork, Tensor, Tensor, Tensor], Callable[[], Tensor]]
-"""Starts a regression of (net, θ, x, target). The function it returns waits for the new θ, and by then the
+Start = Callable[[Regression, ValueNetwork, Tensor, Tensor, Tensor, Among], Callable[[], Tensor]]
+"""Starts a regression of (net, θ, x, target, among). The function it returns waits for the new θ, and by then the
 regression has learned too."""
 
 
@@ -42,11 +44,11 @@ class NoCritic(Stateless):
         """0 (N,)."""
         return obs.new_zeros(len(obs), dtype=torch.get_default_dtype())
 
-    def fit(self, batch: Batch) -> dict[str, float]:
+    def fit(self, batch: Batch, among: Among = ALONE) -> dict[str, float]:
         """Nothing."""
         return {}
 
-    def begin(self, batch: Batch) -> Callable[[], dict[str, float]]:
+    def begin(self, batch: Batch, among: Among = ALONE) -> Callable[[], dict[str, float]]:
         """Nothing to wait for, and nothing to say."""
         return dict
 
@@ -71,26 +73,27 @@ class Critic:
         """V(obs) (N,)."""
         return self.net.forward(self.theta, obs).squeeze(-1) * float(self.returns.std) + float(self.returns.mean)
 
-    def fit(self, batch: Batch) -> dict[str, float]:
-        """Regresses on the batch's returns. Returns error and explained variance from before the fit.
+    def fit(self, batch: Batch, among: Among = ALONE) -> dict[str, float]:
+        """Regresses on the returns of the batches of all ranks. Returns error and explained variance from before.
 
         Where the new parameters are not finite all stays as it was, and critic/not_finite is logged.
         """
-        return self.begin(batch)()
+        return self.begin(batch, among)()
 
     @np.errstate(over="ignore", invalid="ignore")  # what is not finite is noticed below
-    def begin(self, batch: Batch) -> Callable[[], dict[str, float]]:
+    def begin(self, batch: Batch, among: Among = ALONE) -> Callable[[], dict[str, float]]:
         """The same in two halves: until the function it returns is called, V is as before."""
-        info = fit_info(batch.value, batch.ret)
+        info = fit_info(batch.value, batch.ret, among)
         returns = RunningMoments(())
         returns.load(self.returns.state())
         if self.normalize:
-            returns.update(raw(batch.ret))
+            among.learn(returns, batch.ret)
         start = self._in_units_of(returns)
         target = ((batch.ret - float(returns.mean)) / float(returns.std)).to(self.theta.dtype).unsqueeze(-1)
-        if not bool(target.isfinite().all()) or not math.isfinite(info["critic/loss"]):
+        not_finite = float(among.mean((~target.isfinite()).double().mean()))  # a share
+        if not_finite or not math.isfinite(info["critic/loss"]):
             return lambda: info | NOT_FINITE
-        theta = self.start(self.regress, self.net, start, batch.obs, target)
+        theta = self.start(self.regress, self.net, start, batch.obs, target, among)
         return lambda: info | self._become(theta, returns)
 
     @np.errstate(over="ignore", invalid="ignore")
@@ -142,21 +145,30 @@ class AdamFit:
         self.rng, self.lr, self.epochs, self.minibatch, self.minibatches = rng, lr, epochs, minibatch, minibatches
         self.adam = Adam(theta.detach().clone())
 
-    def __call__(self, net: ValueNetwork, theta: Tensor, x: Tensor, target: Tensor) -> Tensor:
+    def __call__(
+        self, net: ValueNetwork, theta: Tensor, x: Tensor, target: Tensor, among: Among = ALONE
+    ) -> Tensor:
         """The new θ (P,)."""
-        size = math.ceil(len(x) / self.minibatches) if self.minibatches else self.minibatch
-        adam, steps = self.adam, self.epochs * math.ceil(len(x) / size)
+        N = among.count(len(x))
+        size = math.ceil(N / self.minibatches) if self.minibatches else self.minibatch
+        adam, steps = self.adam, self.epochs * math.ceil(N / size)
         adam.theta.copy_(theta)
         gradient = net.squared_error(adam.theta)
-        for k, (xs, ts) in enumerate(self._split(x, target, size)):
-            adam.step(gradient(xs, ts), self.lr * (1 - k / steps))
+        for k, (xs, ts, n) in enumerate(self._split(x, target, size, among)):
+            g = gradient(xs, ts) if len(xs) else torch.zeros_like(theta)
+            adam.step(among.part(g, len(xs), n), self.lr * (1 - k / steps))
         return adam.theta.clone()
 
-    def _split(self, x: Tensor, target: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _split(
+        self, x: Tensor, target: Tensor, size: int, among: Among
+    ) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """What is here of each minibatch, and how many samples it has in all."""
+        N = among.count(len(x))
+        order = torch.arange(N, device=x.device)
         for _ in range(self.epochs):
-            order = torch.from_numpy(self.rng.permutation(len(x))).to(x.device)
-            x, target = x[order], target[order]
-            yield from zip(x.split(size), target.split(size), strict=True)
+            order = order[torch.from_numpy(self.rng.permutation(N)).to(x.device)]
+            here, sizes, whole = among.split(order, size)
+            yield from zip(x[here].split(sizes), target[here].split(sizes), whole, strict=True)
 
     def state(self) -> dict[str, Any]:
         """Adam's moments, and the order's generator."""
@@ -175,7 +187,9 @@ class LBFGSFit(Stateless):
     max_iter: int
     history: int
 
-    def __call__(self, net: ValueNetwork, theta: Tensor, x: Tensor, target: Tensor) -> Tensor:
+    def __call__(
+        self, net: ValueNetwork, theta: Tensor, x: Tensor, target: Tensor, among: Among = ALONE
+    ) -> Tensor:
         """The new θ (P,)."""
         param = torch.nn.Parameter(theta.detach().clone())
         optimizer = torch.optim.LBFGS(
@@ -185,8 +199,8 @@ class LBFGSFit(Stateless):
         def loss() -> Tensor:
             lin = net.linearize(param, x)
             error = lin.z - target
-            param.grad = lin.vjp(error * (2 / len(x)))
-            return (error * error).mean()
+            param.grad = among.mean(lin.vjp(error * (2 / max(len(x), 1))))
+            return among.mean((error * error).mean())
 
         optimizer.step(loss)
         return param.detach()
@@ -207,10 +221,12 @@ class TrustRegionFit(Stateless):
     max_iter: int
     steps: int
 
-    def __call__(self, net: ValueNetwork, theta: Tensor, x: Tensor, target: Tensor) -> Tensor:
+    def __call__(
+        self, net: ValueNetwork, theta: Tensor, x: Tensor, target: Tensor, among: Among = ALONE
+    ) -> Tensor:
         """The new θ (P,)."""
         for _ in range(self.steps):
-            problem = GaussianFit(net, theta, x, target)
+            problem = GaussianFit(net, theta, x, target, among)
             F, g = problem.fisher(), problem.grad()
             d = cg(F, -g, damping=self.damping, max_iter=self.max_iter, tol=0.0)
             full = newton(d) if self.delta is None else to_radius(d, F, self.delta)
@@ -221,37 +237,40 @@ class TrustRegionFit(Stateless):
 class GaussianFit:
     """The local picture of a regression around θ_old: loss E[(V − R)²] / 2σ², which is ½ there.
 
-    lin: V + J dθ around θ_old.  precision: 1/σ², σ² the mean squared error at θ_old.
+    lin: V + J dθ around θ_old.  precision: 1/σ², σ² the mean squared error at θ_old.  Means as of a Problem.
     """
 
     loss_old = 0.5
 
-    def __init__(self, net: ValueNetwork, theta: Tensor, x: Tensor, target: Tensor):
-        self.net, self.theta, self.x, self.target = net, theta, x, target
+    def __init__(self, net: ValueNetwork, theta: Tensor, x: Tensor, target: Tensor, among: Among = ALONE):
+        self.net, self.theta, self.x, self.target, self.among = net, theta, x, target, among
         self.lin = net.linearize(theta, x)
-        self.precision = 1 / float(((self.lin.z - target) ** 2).mean().clamp(min=1e-12))
+        self.precision = 1 / float(among.mean(((self.lin.z - target) ** 2).mean()).clamp(min=1e-12))
 
     def grad(self) -> Tensor:
         """∇loss(θ_old) (P,)."""
-        return self.lin.vjp((self.lin.z - self.target) * (self.precision / len(self.x)))
+        here = self.lin.vjp((self.lin.z - self.target) * (self.precision / max(len(self.x), 1)))
+        return self.among.mean(here)
 
-    def fisher(self) -> GaussNewton:
+    def fisher(self) -> Fisher:
         """F = E[Jᵀ J] / σ²."""
-        return outer(self.lin, torch.full_like(self.lin.z, self.precision**0.5))
+        here = outer(self.lin, torch.full_like(self.lin.z, self.precision**0.5))
+        return here if self.among is ALONE else Mean(here, self.among.mean)
 
     @torch.no_grad()
     def evaluate(self, theta: Tensor) -> tuple[float, float]:
         """Loss, and KL = E[(V − V_old)²] / 2σ², at θ."""
         z = self.net.forward(theta, self.x)
-        loss, moved = ((z - self.target) ** 2).mean(), ((z - self.lin.z) ** 2).mean()
-        return float(loss) * self.precision / 2, float(moved) * self.precision / 2
+        means = torch.stack([((z - self.target) ** 2).mean(), ((z - self.lin.z) ** 2).mean()])
+        loss, moved = self.among.mean(means).tolist()
+        return loss * self.precision / 2, moved * self.precision / 2
 
 
-def fit_info(value: Tensor, target: Tensor) -> dict[str, float]:
+def fit_info(value: Tensor, target: Tensor, among: Among = ALONE) -> dict[str, float]:
     """critic/loss = E[(V − ret)²], critic/explained_variance = 1 − Var[ret − V] / Var[ret]."""
     error = target - value
-    info = {"critic/loss": float((error * error).mean())}
-    variance = float(target.var(correction=0))
+    info = {"critic/loss": float(among.mean((error * error).mean()))}
+    variance = float(among.variance(target))
     if variance > 0:
-        info["critic/explained_variance"] = 1 - float(error.var(correction=0)) / variance
+        info["critic/explained_variance"] = 1 - float(among.variance(error)) / variance
     return info

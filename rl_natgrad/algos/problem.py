@@ -1,4 +1,4 @@
-"""The local picture of one batch that every learner works from. Every average over samples is here."""
+"""The local picture of one batch that every learner works from. Every average, over samples and ranks, is here."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_natgrad.optim.fisher import Fisher, GaussNewton, Hessian, outer
+from rl_natgrad.algos.among import ALONE, Among
+from rl_natgrad.optim.fisher import Fisher, GaussNewton, Hessian, Mean, outer
 from rl_natgrad.optim.linearization import Linearization
 from rl_natgrad.optim.solvers import Solution
 from rl_natgrad.optim.steps import Step
@@ -109,6 +110,8 @@ class Problem:
     Args: objective: (head, z_old, batch) ↦ loss(z).  curvature: gauss_newton, kl_hessian, empirical or hessian.
           rows: indices (M,) of the samples that serve the curvature; None for all.
           float64: the curvature's products are.
+          among: where the batch stands among those of all ranks, over which all that is asked here is a mean; but
+          for `loss` and `kl`, which can be differentiated, of the samples here.
     """
 
     model: Model | Policy
@@ -117,6 +120,7 @@ class Problem:
     curvature: Callable[["Problem"], Fisher] = gauss_newton
     rows: Tensor | None = None
     float64: bool = False
+    among: Among = ALONE
 
     @property
     def theta(self) -> Tensor:
@@ -144,14 +148,15 @@ class Problem:
     def evaluate(self, theta: Tensor) -> tuple[float, float]:
         """(loss, kl) at θ, from one forward."""
         z = self.model.forward(theta, self.batch.obs)
-        return float(self._loss(z)), float(self._kl(z))
+        loss, kl = self.among.mean(torch.stack([self._loss(z), self._kl(z)])).tolist()
+        return loss, kl
 
     @cached_property
     def _at_old(self) -> tuple[float, Tensor]:
         """loss(θ_old), and ∇_z of it (N, K)."""
         z = self.lin.z.detach().requires_grad_()
         loss = self._loss(z)
-        return loss.item(), torch.autograd.grad(loss, z)[0]
+        return self.among.mean(loss.detach()).item(), torch.autograd.grad(loss, z)[0]
 
     @property
     def loss_old(self) -> float:
@@ -160,7 +165,7 @@ class Problem:
 
     @cached_property
     def _grad(self) -> Tensor:
-        return self.lin.vjp(self._at_old[1])
+        return self.among.mean(self.lin.vjp(self._at_old[1]))
 
     def grad(self) -> Tensor:
         """∇loss(θ_old) = Jᵀ ∇_z loss (P,)."""
@@ -168,7 +173,7 @@ class Problem:
 
     def entropy(self) -> float:
         """E[H(π_old)], nats."""
-        return float(self.model.head.entropy(self.lin.z).mean())
+        return float(self.among.mean(self.model.head.entropy(self.lin.z).mean()))
 
     def hessian(self) -> Hessian:
         """∇²loss(θ_old), by differentiating twice; it may be indefinite."""
@@ -177,21 +182,24 @@ class Problem:
     @cached_property
     def _sample(self) -> "Problem":
         """The same on the curvature's samples, in its precision."""
-        model, batch = self.model, self.batch
+        model, batch, among = self.model, self.batch, self.among
         if self.rows is not None:
-            batch = batch.take(self.rows)
+            rows, among = among.take(self.rows)
+            batch = batch.take(rows)
         if self.float64:
             model = Model(model.net, model.head, model.theta.double())
             batch = replace(batch, obs=batch.obs.double())
-        return self if batch is self.batch else replace(self, model=model, batch=batch, rows=None, float64=False)
+        if batch is self.batch:
+            return self
+        return replace(self, model=model, batch=batch, rows=None, float64=False, among=among)
 
     @cached_property
     def _system(self) -> Fisher:
-        return self.curvature(self._sample)
+        return self._mean_of(self.curvature(self._sample))
 
     @cached_property
     def _fisher(self) -> Fisher:
-        return gauss_newton(self._sample) if self.curvature is hessian else self._system
+        return self._mean_of(gauss_newton(self._sample)) if self.curvature is hessian else self._system
 
     def system(self) -> Fisher:
         """A of A d = −g: F itself, or with curvature=hessian that of the loss, for a Newton step."""
@@ -224,6 +232,9 @@ class Problem:
             sound = step.tries > 0 or bool((self.system().mv(g) + self.fisher().mv(g)).isfinite().all())
             finite = finite and sound
         return Update(step.theta, info, finite)
+
+    def _mean_of(self, own: Fisher) -> Fisher:
+        return own if self.among is ALONE else Mean(own, self._sample.among.mean)
 
     def _kl(self, z: Tensor) -> Tensor:
         return self.model.head.kl(self.lin.z, z).mean()

@@ -73,6 +73,29 @@ def outer(lin: Linearization, b: Tensor) -> GaussNewton:
 
 
 @dataclass(frozen=True)
+class Mean:
+    """The mean of several Fishers, of which one is here: `mean` makes it of what each gives. It has no rows."""
+
+    own: Fisher
+    mean: Callable[[Tensor], Tensor]
+
+    def mv(self, v: Tensor) -> Tensor:
+        """F v."""
+        return self.mean(self.own.mv(v))
+
+    def shape(self) -> tuple[None, int]:
+        """(None, P)."""
+        return None, self.own.shape()[1]
+
+    def rows(self) -> None:
+        """None."""
+
+    def dense(self) -> Tensor:
+        """F (P, P)."""
+        return self.mean(self.own.dense())
+
+
+@dataclass(frozen=True)
 class Hessian:
     """H = ∇² f at θ_old of a scalar f(θ), by differentiating twice; of the KL it is the Fisher.
 

@@ -25,6 +25,9 @@ class Observer(Protocol):
     def update(self, obs: Array) -> None:
         """Learns from observations (N, *O); between rollouts, never within one."""
 
+    def merge(self, n: int, mean: Array, m2: Array) -> None:
+        """The same from n observations' mean (*O) and sum of squared deviations (*O)."""
+
     def state(self) -> dict[str, Array]:
         """What it has learned."""
 

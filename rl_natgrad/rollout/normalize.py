@@ -23,11 +23,14 @@ class RunningMoments:
             return
         x = lib(x).asarray(x, dtype=lib(x).float64)
         mean = x.mean(0)
-        squares, mean = host(((x - mean) ** 2).sum(0)), host(mean)
-        total, shift = self.count + len(x), mean - self.mean
-        m2 = self.m2 + squares + shift**2 * (self.count * len(x) / total)
+        self.merge(len(x), host(mean), host(((x - mean) ** 2).sum(0)))
+
+    def merge(self, n: int, mean: NDArray, m2: NDArray) -> None:
+        """Adds n > 0 samples with that mean (*S) and sum of squared deviations (*S)."""
+        total, shift = self.count + n, mean - self.mean
+        m2 = self.m2 + m2 + shift**2 * (self.count * n / total)
         # arrays also of shape (), of which arithmetic makes numbers: what is saved keeps its kind
-        self.m2, self.mean = np.asarray(m2), np.asarray(self.mean + shift * (len(x) / total))
+        self.m2, self.mean = np.asarray(m2), np.asarray(self.mean + shift * (n / total))
         self.count = total
 
     @property
@@ -75,6 +78,12 @@ class ObservationNormalizer:
         self.moments.update(obs[:, : -self.masked] if self.masked else obs)
         self._freeze()
 
+    def merge(self, n: int, mean: NDArray, m2: NDArray) -> None:
+        """The same of n observations with that mean and sum of squared deviations."""
+        seen = slice(len(mean) - self.masked) if self.masked else ...
+        self.moments.merge(n, mean[seen], m2[seen])
+        self._freeze()
+
     def state(self) -> dict[str, NDArray]:
         """The moments."""
         return self.moments.state()
@@ -98,6 +107,9 @@ class Unchanged:
         return obs
 
     def update(self, obs: Array) -> None:
+        """Learns nothing."""
+
+    def merge(self, n: int, mean: NDArray, m2: NDArray) -> None:
         """Learns nothing."""
 
     def state(self) -> dict[str, NDArray]:

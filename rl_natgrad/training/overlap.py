@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from rl_natgrad.algos.among import ALONE, Among
 from rl_natgrad.algos.critic import Critic, NoCritic, Regression
 from rl_natgrad.config.schema import Config
 from rl_natgrad.envs.cores import share
@@ -72,9 +73,10 @@ class Helper:
             note(f"the critic is fitted without a second process: {error.strerror}")
 
     def start(
-        self, regress: Regression, net: ValueNetwork, theta: Tensor, x: Tensor, target: Tensor
-    ) -> Callable[[], Tensor]:
-        """See algos.critic.Start."""
+        self, regress: Regression, net: ValueNetwork, theta: Tensor, x: Tensor, target: Tensor,
+        among: Among = ALONE,
+    ) -> Callable[[], Tensor]:  # fmt: skip
+        """See algos.critic.Start; all samples are here, as several ranks fit nothing beside."""
         here, before = partial(regress, net, theta, x, target), regress.state()
         try:
             if self.process:
