@@ -3,7 +3,9 @@
 import sys
 from pathlib import Path
 
+from rl_natgrad.distributed.launch import launched
 from rl_natgrad.envs.leftovers import tidy
+from rl_natgrad.run.errors import say
 from rl_natgrad.run.imports import for_good
 from rl_natgrad.run.signals import Stop, Stopped, deafen
 from rl_natgrad.run.streams import unfailing
@@ -11,6 +13,11 @@ from rl_natgrad.run.streams import unfailing
 
 def main() -> int:
     """Trains, resumes or sweeps. Returns the exit code: 0 done, 1 failed, 2 refused, 130 or 143 stopped."""
+    launch = launched()
+    if launch and launch.rank:
+        with for_good():
+            from rl_natgrad.training.follow import follow
+        return follow(launch)
     with Stop() as stop:  # before the imports that take time
         try:
             from rl_natgrad.config.command import NewRun, Resume, parse_or_exit
@@ -19,14 +26,21 @@ def main() -> int:
             if isinstance(asked, Resume):
                 with for_good():
                     from rl_natgrad.training.resume import resume
-                return resume(Path(asked.run), asked.overrides, stop)
+                return resume(Path(asked.run), asked.overrides, stop, launch)
             if isinstance(asked, NewRun):
                 with for_good():
                     from rl_natgrad.training.loop import start
-                return start(asked.config, asked.overrides, stop)
+                if launch:
+                    from rl_natgrad.training.resume import begun, resume
+
+                    if path := begun(asked.config, launch):
+                        return resume(path, [], stop, launch)
+                return start(asked.config, asked.overrides, stop, launch)
         except Stopped:
             print("stop    before the first update", file=sys.stderr)
             return stop.code
+    if launch:
+        return say("-m starts a process for each run; start it without torchrun", 2)
     from rl_natgrad.sweep.run import sweep
 
     return sweep(asked)

@@ -160,6 +160,7 @@ def test_other_ids_use_the_default_file():
     (["env.id=../../x"], ["env.id"]),
     (["env=[a]"], ["env must be"]),
     (["env=null"], ["env must be", "null"]),
+    (["algo=ppo", "distributed.mode=sharded"], ["sharded is not for algo=ppo", "take gather"]),
 ])  # fmt: skip
 def test_a_wrong_environment_is_answered(words, parts):
     line = refusal(*words)
@@ -241,6 +242,7 @@ WOODBURY = {"name": "woodbury", "damping": 0.1, "max_gib": 2.0}
     ({"fisher": {"name": "hessian", "fraction": 1.0}}, "solver must be steihaug, pinv or identity, got cg"),
     ({"fisher": {"name": "hessian", "fraction": 1.0}, "solver": WOODBURY}, "fisher=hessian may be indefinite"),
     ({"fisher": {"name": "empirical", "fraction": 1.0, "empirical": 1}}, "unknown key 'fisher.empirical'"),
+    ({"distributed": {"mode": "sharded"}, "solver": WOODBURY}, "must be identity, cg or steihaug, got woodbury"),
     ({"seed": "0"}, "seed must be a whole number"),
     ({"seed": True}, "seed must be"),
     ({"eval": 3}, "eval must be"),

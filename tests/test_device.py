@@ -223,8 +223,8 @@ def test_training_keeps_every_number_in_tensors(monkeypatch, algo):
     with Training(config(*words)) as run:
         seen = []
         run.collector.check = lambda *rows: seen.append(rows)
-        real = run.batch
-        monkeypatch.setattr(run, "batch", lambda rollout: seen.append(vars(rollout).values()) or real(rollout))
+        real = run._batch
+        monkeypatch.setattr(run, "_batch", lambda rollout: seen.append(vars(rollout).values()) or real(rollout))
         before, row = run.policy.theta.clone(), run.iterate()
         assert "policy/not_finite" not in row and not torch.equal(run.policy.theta, before)
     arrays = [x for rows in seen for x in rows if not isinstance(x, list) and x is not None]

@@ -269,7 +269,7 @@ def test_the_normaliser_is_frozen_within_a_rollout(make, monkeypatch):
     step, learn = run.envs.step, run.learn
 
     run.envs.step = lambda action: seen.append(observe(x).tobytes()) or step(action)
-    run.learn = lambda batch: seen.append(observe(x).tobytes()) or learn(batch)
+    run.learn = lambda *batch: seen.append(observe(x).tobytes()) or learn(*batch)
     run.iterate()
     assert len(seen) == 49 and len(set(seen)) == 1
     assert observe(x).tobytes() != seen[0]

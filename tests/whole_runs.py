@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -78,7 +79,17 @@ class Fork:
 
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["whole_runs", "rl_natgrad.training.resume"])
+SERVER.set_forkserver_preload(["whole_runs", "rl_natgrad.training.resume", "rl_natgrad.training.shares"])
+
+
+def ranks(world: int, *words: str, output: Path, **env: str) -> list[Fork]:
+    """The processes of one run, told what torchrun tells them."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    env |= {"WORLD_SIZE": str(world), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    env |= {"TORCHELASTIC_RUN_ID": output.name, "GLOO_SOCKET_IFNAME": "lo"}
+    return [Fork(*words, output=output / str(rank), RANK=str(rank), **env) for rank in range(world)]
 
 
 def _forked(module: str, words: list[str], output: str, env: dict[str, str]) -> None:

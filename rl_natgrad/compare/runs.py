@@ -17,7 +17,7 @@ from rl_natgrad.run.records import RENAMED, SWEEP, find_runs, read_record, read_
 FAR = 0.9  # of the steps that finished runs have: an unfinished run with fewer would shorten all curves
 # What says nothing about the method: who, where, how long, how observed. A longer run starts with the shorter one.
 IGNORED = ("seed", "total_steps", "runs_dir", "resume", "env.timeout", "env.allow_import", "critic.overlap")
-IGNORED_GROUPS = ("sweep.", "eval.", "checkpoint.", "versions.")
+IGNORED_GROUPS = ("distributed.", "sweep.", "eval.", "checkpoint.", "versions.")
 # What a run's environment and code are made of. Other libraries change last bits, not the task.
 VERSIONED = ("rl_natgrad", "gymnasium", "mujoco", "box2d", "box2d-py", "ale-py", "envpool", "mujoco-warp")
 

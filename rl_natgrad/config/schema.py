@@ -149,6 +149,7 @@ SOLVERS = _choices({
     "diagonal": {"damping": NonNegative, "max_gib": Positive},
 })
 INDEFINITE_SOLVERS = ("steihaug", "pinv", "identity")  # those that give a direction for a matrix that is not PSD
+BY_PRODUCTS = ("identity", "cg", "steihaug")  # those that need no more of the matrix
 NEEDS_ROWS, HAS_ROWS = ("woodbury", "svd"), ("gauss_newton", "empirical")  # solvers, and Fishers that are RᵀR
 LAYERS = {"hidden": Sizes, "activation": Activation}
 FIT = {**LAYERS, "overlap": Literal["auto"] | bool}
@@ -236,6 +237,11 @@ class Search(Section):
     pruner: Literal["median", "none"]
 
 
+class Distributed(Section):
+    """What several ranks do."""
+    mode: Literal["gather", "sharded"]
+
+
 class Config(Section):
     """One run. A group that the algorithm does not have (solver of pg, critic of reinforce) is None."""
 
@@ -257,6 +263,7 @@ class Config(Section):
     env: Env
     eval: Eval
     checkpoint: Checkpoint
+    distributed: Distributed = Distributed(mode="gather")  # older records have none
     sweep: Sweep
     search: Search
 
@@ -289,6 +296,12 @@ class Config(Section):
         if solver in NEEDS_ROWS and fisher not in HAS_ROWS:
             raise ValueError(f"solver={solver} needs a Fisher with rows: fisher must be "
                              f"{listing(HAS_ROWS, 'or')}, got {fisher}")
+        if self.distributed.mode == "sharded" and self.algo.name == "ppo":
+            raise ValueError("distributed.mode=sharded is not for algo=ppo, whose many small minibatches would "
+                             "each wait for all ranks; take gather")
+        if self.distributed.mode == "sharded" and solver not in (None, *BY_PRODUCTS):
+            raise ValueError("distributed.mode=sharded has no matrix, only products with it: solver must be "
+                             f"{listing(BY_PRODUCTS, 'or')}, got {solver}")
         if not 2 <= self.num_envs * self.horizon <= MAX_BATCH:
             raise ValueError(f"horizon × num_envs must be 2 to {MAX_BATCH:,} samples per update, "
                              f"got {self.horizon} × {self.num_envs}")

@@ -19,10 +19,12 @@ class Checks:
     """Raises EnvError, naming environment, step and field, where a rollout is not finite or not in its space.
 
     Two reductions over time per field find whether; only then it is looked up where.  same_step: see `Envs`.
+
+    first: which of the run's environments is number 0 here.
     """
 
-    def __init__(self, id: str, space: spaces.Box, same_step: bool = False) -> None:
-        self.id, self.row_of_reset = id, int(not same_step)
+    def __init__(self, id: str, space: spaces.Box, same_step: bool = False, first: int = 0) -> None:
+        self.id, self.row_of_reset, self.first = id, int(not same_step), first
         low, high = space.low.astype(np.float64), space.high.astype(np.float64)
         if id.rpartition(":")[2].startswith(NOMINAL):
             low, high = np.full_like(low, -np.inf), np.full_like(high, np.inf)
@@ -58,4 +60,4 @@ class Checks:
         ends = np.flatnonzero(done[: max(t, 0), i])
         # the row after an end is the reset, step 0
         step = t - ends[-1] - self.row_of_reset if len(ends) else length[i] + t + 1
-        return EnvError(f"{self.id}, environment {i}, step {step}: {what}")
+        return EnvError(f"{self.id}, environment {self.first + i}, step {step}: {what}")

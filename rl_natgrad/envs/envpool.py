@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from rl_natgrad.envs.contract import Rows
 from rl_natgrad.envs.cores import cores
-from rl_natgrad.envs.episode import Recipe, episode_seed
+from rl_natgrad.envs.episode import Recipe
 from rl_natgrad.envs.errors import EnvSetupError, RaisedEnvError, one_line
 from rl_natgrad.envs.spaces import ObservationMap
 from rl_natgrad.envs.view import WithSpaces
@@ -38,7 +38,7 @@ class EnvpoolEnvs(WithSpaces):
                     env_type="gymnasium",
                     num_envs=num_envs,
                     num_threads=min(num_envs, cores()),
-                    env_seed=[episode_seed(recipe.seed, i, 0) for i in range(num_envs)],
+                    env_seed=[recipe.episode_seed(i, 0) for i in range(num_envs)],
                     **recipe.kwargs,
                 )
             except Exception as error:

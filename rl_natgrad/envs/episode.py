@@ -33,7 +33,10 @@ def episode_seed(seed: int, index: int, number: int) -> int:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What makes any environment of a run, in this process or in a worker's."""
+    """What makes any environment of a run, in this process or in a worker's.
+
+    first: which of the run's environments is number 0 here, where other processes step those before it.
+    """
 
     id: str
     spec: EnvSpec
@@ -42,6 +45,7 @@ class Recipe:
     timeout: float
     frame_stack: int | None = None
     action_mask: bool = False
+    first: int = 0
 
     @property
     def atari(self) -> bool:
@@ -52,6 +56,14 @@ class Recipe:
     def stack(self) -> int:
         """Observations that `View` stacks; those of Atari games come stacked."""
         return 1 if self.atari else self.frame_stack or 1
+
+    def episode_seed(self, index: int, number: int) -> int:
+        """The seed of episode `number` of environment `index`."""
+        return episode_seed(self.seed, self.first + index, number)
+
+    def where(self, index: int) -> str:
+        """How errors name an environment."""
+        return f"{self.id}, environment {self.first + index}"
 
     def build(self) -> gym.Env:
         """One environment; Atari games as Mnih et al. 2015 saw them (84 × 84, grey, 4 frames)."""
@@ -115,7 +127,7 @@ class Episode:
             self._build()
         self.number += 1
         self.actions, self.done, self.terminated, self.truncated = [], False, False, False
-        seed = episode_seed(self.recipe.seed, self.index, self.number)
+        seed = self.recipe.episode_seed(self.index, self.number)
         try:
             result = self.env.reset(seed=seed)
         except BaseException as error:
@@ -215,7 +227,7 @@ class Episode:
         return RaisedEnvError(f"{self._where()}: {method} raised {one_line(error)}")
 
     def _where(self) -> str:
-        return f"{self.recipe.id}, environment {self.index}, episode {self.number}, step {len(self.actions)}"
+        return f"{self.recipe.where(self.index)}, episode {self.number}, step {len(self.actions)}"
 
     def close(self) -> None:
         """Ends the environment, or says why it did not end well, which is no reason for a run to fail."""
@@ -298,7 +310,7 @@ class Episodes:
         if self.doing == CLOSE:  # one is like the other, and it is said once
             return EnvError(f"{self.recipe.id}: {CLOSE} {how}")
         if self.doing:
-            return EnvError(f"{self.recipe.id}, environment {at}: {self.doing} {how}")
+            return EnvError(f"{self.recipe.where(at)}: {self.doing} {how}")
         episode = self.all[at - self.indices.start]
         return episode.error(f"{'step' if episode.actions else 'reset'} {how}")
 

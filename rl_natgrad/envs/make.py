@@ -20,8 +20,9 @@ from rl_natgrad.envs.sync import SyncEnvs
 from rl_natgrad.envs.workers import AsyncEnvs
 
 
-def make(cfg: Any, num_envs: int, seed: int, device: str = "cpu") -> Envs:
-    """The environments that `cfg` (id, backend, allow_import, timeout, kwargs, frame_stack, action_mask) asks for.
+def make(cfg: Any, num_envs: int, seed: int, device: str = "cpu", first: int = 0) -> Envs:
+    """The environments that `cfg` (id, backend, allow_import, timeout, kwargs, frame_stack, action_mask) asks for;
+    of a run's, those from number `first` on.
 
     device: where those of the backend `device` are.
     Raises: EnvSetupError, one line, where they cannot be used at all.
@@ -32,7 +33,7 @@ def make(cfg: Any, num_envs: int, seed: int, device: str = "cpu") -> Envs:
         # ids on envpool are its own
         spec = EnvSpec(cfg.id) if cfg.backend == "envpool" else find(cfg.id, cfg.allow_import)
         kwargs = dict(cfg.kwargs)
-        recipe = Recipe(cfg.id, spec, kwargs, seed, cfg.timeout, cfg.frame_stack, cfg.action_mask)
+        recipe = Recipe(cfg.id, spec, kwargs, seed, cfg.timeout, cfg.frame_stack, cfg.action_mask, first)
         if cfg.backend == "device":
             return DeviceEnvs(recipe, num_envs, device)
         return BACKENDS[cfg.backend](recipe, num_envs)
@@ -49,6 +50,12 @@ def make(cfg: Any, num_envs: int, seed: int, device: str = "cpu") -> Envs:
 def auto(recipe: Recipe, num_envs: int) -> Envs:
     """native where dynamics and episode ends equal the scalar environment's, else sync; whatever is installed."""
     return (NativeEnvs if is_native(recipe) else SyncEnvs)(recipe, num_envs)
+
+
+def one_generator(cfg: Any) -> bool:
+    """Whether all environments of a run draw from one generator, so that they cannot be shared out."""
+    recipe = Recipe(cfg.id, EnvSpec(cfg.id), dict(cfg.kwargs), 0, cfg.timeout)
+    return cfg.backend == "native" or (cfg.backend == "auto" and is_native(recipe))
 
 
 BACKENDS: dict[str, Callable[[Recipe, int], Envs]] = {

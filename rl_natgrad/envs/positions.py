@@ -57,6 +57,16 @@ class Positions(NamedTuple):
         return cls(told["numbers"], np.split(flat, np.cumsum(told["lengths"])[:-1]))
 
 
+def part(state: dict[str, Any], mine: slice) -> dict[str, Any]:
+    """Of the state of several environments, that of some of them."""
+    cuts = np.concatenate([[0], np.cumsum(state["length"])])
+    sent = state["actions"][cuts[mine.start] : cuts[mine.stop]]
+    return {
+        "kind": state["kind"], "episode": state["episode"][mine], "length": state["length"][mine],
+        "actions": sent, "obs": state["obs"][mine],
+    }  # fmt: skip
+
+
 def check_kind(state: dict[str, Any], kind: str) -> None:
     """Raises ValueError where the state is one of another kind of environments."""
     if state.get("kind") != kind:

@@ -278,7 +278,7 @@ class AsyncEnvs(WithSpaces):
     def _fail(self, worker: int, what: str, doing: str) -> EnvError:
         i = int(self.at[worker])
         self._kill()
-        where = f"{self.recipe.id}, environment {i}"
+        where = self.recipe.where(i)
         if doing != CONSTRUCTOR:
             where += f", episode {max(self.number[i], 0)}, step {self.length[i]}"
         return EnvError(f"{where}: {what}")

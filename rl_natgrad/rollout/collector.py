@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -46,9 +46,52 @@ class Rollout:
     last: Array | None = None  # (k, *O) of the k rows that are done, in order
 
     @property
+    def ended(self) -> tuple[list[float], list[int], int]:
+        """Returns and lengths of the episodes that ended, and the steps taken."""
+        return self.returns, self.lengths, self.steps
+
+    @property
     def steps(self) -> int:
         """Environment steps: valid rows."""
         return int(self.valid.sum())
+
+
+class Stepped(NamedTuple):
+    """What T steps of B environments were."""
+
+    obs: Array  # (T+1, B, *O)
+    action: Array  # (T, B, *A)
+    reward: Array  # (T, B) float64
+    terminated: Array  # (T, B) bool
+    truncated: Array
+
+
+Advance = Callable[[Array, Any, int], Stepped]
+"""T steps from first observations (B, *O), with noise from a generator: (first, rng, T) ↦ Stepped."""
+
+
+def advance(
+    envs: Envs, act: Callable[[Array, Array], Array], first: Array, noise: Array, last: Array | None = None
+) -> Stepped:
+    """T steps of each environment, by act(obs, noise[t]).
+
+    last (T, B, *O): gets the last observations, of environments that reset within the step.
+    """
+    T, B, step = len(noise), envs.num_envs, envs.step
+    xp, at = lib(first), {"device": first.device}
+    obs = xp.empty((T + 1, *first.shape), dtype=first.dtype, **at)
+    reward = xp.empty((T, B), dtype=xp.float64, **at)
+    terminated, truncated = (xp.empty((T, B), dtype=xp.bool, **at) for _ in range(2))
+    obs[0] = first
+    for t in range(T):
+        a = act(obs[t], noise[t])
+        if t == 0:
+            action = xp.empty((T, *a.shape), dtype=a.dtype, **at)
+        action[t] = a
+        obs[t + 1], reward[t], terminated[t], truncated[t] = step(a)
+        if last is not None:
+            last[t] = envs.last
+    return Stepped(obs, action, reward, terminated, truncated)
 
 
 @dataclass
@@ -57,6 +100,7 @@ class Collector:
 
     Args: horizon: T.  rng: of the actions' noise; torch's, on their device, of environments of tensors.
           same_step: of the environments, see `Envs`.
+          advance: how they are stepped, with that policy, where other processes help.
     """
 
     envs: Envs
@@ -64,6 +108,7 @@ class Collector:
     rng: np.random.Generator | torch.Generator
     check: Check = lambda *rows: None
     same_step: bool = False
+    advance: Advance | None = None
     obs: Array | None = field(default=None, init=False)  # (B, *O), where the next rollout starts
     prev_done: Array = field(init=False)  # (B,) bool: the next row is a reset
     episode_return: Array = field(init=False)  # (B,) so far
@@ -79,22 +124,14 @@ class Collector:
     def collect(self, policy: Actor) -> Rollout:
         """T rows from each environment. The arrays belong to the caller."""
         T, B = self.horizon, self.envs.num_envs
-        first, step, act = self._first(), self.envs.step, policy.act
-        xp, at = lib(first), {"device": first.device}
-        noise = policy.noise(self.rng, (T, B))
-        obs = xp.empty((T + 1, *first.shape), dtype=first.dtype, **at)
-        last = xp.empty_like(obs[1:]) if self.same_step else None
-        reward = xp.empty((T, B), dtype=xp.float64, **at)
-        terminated, truncated = (xp.empty((T, B), dtype=xp.bool, **at) for _ in range(2))
-        obs[0] = first
-        for t in range(T):
-            a = act(obs[t], noise[t])
-            if t == 0:
-                action = xp.empty((T, *a.shape), dtype=a.dtype, **at)
-            action[t] = a
-            obs[t + 1], reward[t], terminated[t], truncated[t] = step(a)
-            if last is not None:
-                last[t] = self.envs.last
+        first = self._first()
+        xp = lib(first)
+        last = xp.empty((T, *first.shape), dtype=first.dtype, device=first.device) if self.same_step else None
+        if self.advance:
+            stepped = self.advance(first, self.rng, T)
+        else:
+            stepped = advance(self.envs, policy.act, first, policy.noise(self.rng, (T, B)), last)
+        obs, action, reward, terminated, truncated = stepped
         done = terminated | truncated
         length = xp.where(self.prev_done, -1, self.episode_length)
         self.check(obs, reward, done, length)

@@ -13,12 +13,27 @@ from typing import Any
 
 from rl_natgrad.run import provenance
 from rl_natgrad.run.files import write_atomically, write_json
-from rl_natgrad.run.records import RECORD, TRACEBACK, read_record
+from rl_natgrad.run.records import RECORD, TRACEBACK, find_runs, read_record
 
 
 def create(runs_dir: str | Path, env_id: str, algo: str, seed: int) -> Path:
     """A run's new folder: <runs_dir>/<env id>/<algo>/<time>-s<seed>-<4 random letters>. Raises: OSError."""
-    return new(Path(runs_dir) / env_id.replace(":", "-").replace("/", "-") / algo, f"s{seed}")
+    return new(parent(runs_dir, env_id, algo), f"s{seed}")
+
+
+def parent(runs_dir: str | Path, env_id: str, algo: str) -> Path:
+    """Where runs of this algorithm in this environment are."""
+    return Path(runs_dir) / env_id.replace(":", "-").replace("/", "-") / algo
+
+
+def launched(parent: Path, launch: str, config: dict) -> tuple[Path, str] | None:
+    """The newest run there with that configuration and `launch` in its record, and its outcome."""
+    for path in reversed(find_runs([parent])):
+        with contextlib.suppress(OSError, ValueError):
+            record = read_record(path)
+            if record.get("launch") == launch and record["config"] == config:
+                return path, record["outcome"]
+    return None
 
 
 def new(parent: Path, *words: str) -> Path:
@@ -39,8 +54,9 @@ class RunRecord:
     """The run.json of one run. Every change is on disk, whole, when the call returns.
 
     Keys: command, config, seed, git {hash, dirty} | null, versions, platform, threads, device, backend,
-    restorable, start, end, outcome (running | finished | stopped | failed), error, and resumed: one
-    {start, command} for each time the run was continued.
+    restorable, launch (the id of the torchrun that started it) | null, ranks (its processes), start, end,
+    outcome (running | finished | stopped | failed), error, and resumed: one {start, command} for each time
+    the run was continued.
     """
 
     def __init__(self, path: Path, data: dict[str, Any]):
@@ -48,14 +64,15 @@ class RunRecord:
 
     @classmethod
     def start(
-        cls, path: Path, *, command: str, config: dict, threads: int, device: str, backend: str, restorable: bool
-    ) -> "RunRecord":
+        cls, path: Path, *, command: str, config: dict, threads: int, device: str, backend: str, restorable: bool,
+        launch: str | None = None, ranks: int = 1,
+    ) -> "RunRecord":  # fmt: skip
         """The record of a run that begins now in folder `path`."""
         record = cls(path, {"command": command, "config": config, "seed": config.get("seed")})
         record.update(
             git=provenance.git_state(), versions=provenance.versions(), platform=platform.platform(),
             threads=threads, device=device, backend=backend, restorable=restorable,
-            start=_now(), end=None, outcome="running", error=None,
+            launch=launch, ranks=ranks, start=_now(), end=None, outcome="running", error=None,
         )  # fmt: skip
         return record
 

@@ -5,6 +5,8 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+AFTER = "\nstop    after this update (once more: at once)\n"
+
 
 class Stopped(BaseException):
     """Somebody said stop. Not an Exception: an environment that swallows those cannot swallow this."""
@@ -62,6 +64,12 @@ class Stop:
         if self.number:
             raise Stopped
 
+    def note(self, number: int) -> None:
+        """A signal that another process of this run has heard: as if it had come here, inside `patient()`."""
+        if not self.number:
+            self.number = number
+            _write(AFTER)
+
     def _hear(self, number: int, frame: object) -> None:
         if self.number:
             _write("\x1b[?25h" if os.isatty(2) else "")  # a bar has hidden the cursor
@@ -69,7 +77,7 @@ class Stop:
         self.number = number
         if not self._patient:
             raise Stopped
-        _write("\nstop    after this update (once more: at once)\n")
+        _write(AFTER)
 
 
 def _write(text: str) -> None:

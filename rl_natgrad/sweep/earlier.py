@@ -10,7 +10,8 @@ from rl_natgrad.config.schema import Config
 from rl_natgrad.run import lock
 from rl_natgrad.run.records import TRACEBACK, find_runs, read_record
 
-NOT_THE_RUN = ("runs_dir", "resume", "sweep", "search")  # where it is kept and who asked, not what it computes
+NOT_THE_RUN = ("runs_dir", "resume", "sweep", "search", "distributed")
+"""Where it is kept, who asked and what several ranks would do, not what it computes."""
 
 
 class Found(NamedTuple):

@@ -5,19 +5,26 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
+from rl_natgrad.algos.among import ALONE, Among
 from rl_natgrad.algos.problem import Batch, Problem
 from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.config.schema import Config
 from rl_natgrad.envs.checks import Checks
+from rl_natgrad.envs.contract import Envs
 from rl_natgrad.envs.make import make
-from rl_natgrad.rollout.arrays import Array, copied, host, lib
-from rl_natgrad.rollout.collector import Collector, Rollout
+from rl_natgrad.rollout.arrays import Array, copied, host
+from rl_natgrad.rollout.collector import Advance, Collector, Rollout
+from rl_natgrad.run.checkpoint import State
 from rl_natgrad.training import build, evaluation
+
+if TYPE_CHECKING:  # one process needs nothing of it
+    from rl_natgrad.distributed.ranks import Ranks
+    from rl_natgrad.training.sharded import Gathering, Leading, Member
 
 GIVE_UP = 10  # updates in a row whose maths was not finite, after which the run has failed
 WINDOW = 100  # episodes that a training return is the mean of
@@ -41,22 +48,25 @@ class Gathered:
     rollout: Rollout
     batch: Batch
     seconds: dict[str, float]  # time/collect, and of time/update what the batch took
+    among: Among = ALONE  # where the batch stands among those of all ranks
 
 
 class Training:
     """A run that can be stepped; state.py saves and restores it, between one `iterate` and the next.
 
-    Args: cfg: validated.  Raises: envs.errors.EnvError where the environment cannot be made, ConfigError where
-          the device is not there or the solver's matrix would be too large.
+    Args:   cfg: validated.  ranks: of this run, where it is one of several processes; this is rank 0.
+    Raises: envs.errors.EnvError where the environment cannot be made, ConfigError where the device is not there
+            or the solver's matrix would be too large.
     """
 
-    def __init__(self, cfg: Config):
+    def __init__(self, cfg: Config, ranks: "Ranks | None" = None):
         _check_device(cfg.device)
         build.use_threads(1)  # the builders give torch_threads to what is large enough
         self.cfg, self.step, self.update, self.not_finite = cfg, 0, 0, 0
         self.returns: deque[float] = deque(maxlen=WINDOW)
         with build.undisturbed():
-            self.envs = make(cfg.env, cfg.num_envs, cfg.seed, cfg.device)
+            place = _place(cfg, ranks) if ranks else None
+            self.envs: Envs = place.envs if place else make(cfg.env, cfg.num_envs, cfg.seed, cfg.device)
         self._open = ExitStack()
         self._open.callback(self.envs.close)
         try:
@@ -67,9 +77,15 @@ class Training:
             self.close()
             raise
         self.fisher_rng = build.generator(cfg.seed, "fisher")
-        checks = Checks(cfg.env.id, self.envs.observation_space, self.envs.same_step)
+        self.part = place.part if place else None
+        self.collector = place.collector(self) if place else self.collecting(self.envs)
+
+    def collecting(self, envs: Envs, first: int = 0, advance: Advance | None = None) -> Collector:
+        """What collects from these environments, which are the run's from number `first` on."""
+        cfg, same_step = self.cfg, envs.same_step
+        checks = Checks(cfg.env.id, envs.observation_space, same_step, first)
         rng = build.acting_generator(cfg, build.generator(cfg.seed, "actions"))
-        self.collector = Collector(self.envs, cfg.horizon, rng, checks, self.envs.same_step)
+        return Collector(envs, cfg.horizon, rng, checks, same_step, advance)
 
     def __iter__(self) -> Iterator[dict[str, float]]:
         """The rows of one update after the other, with `step` and `update`, until `total_steps` are done."""
@@ -101,9 +117,9 @@ class Training:
         """The first half of an update: a rollout, `collected` or a new one, and what the critic says of it."""
         rollout, seconds = collected or self.collect()
         clock = _Clock(seconds)
-        batch = self.batch(rollout)
+        batch, among = self._batch(rollout)
         clock.lap("time/update")
-        return Gathered(rollout, batch, clock.laps)
+        return Gathered(rollout, batch, clock.laps, among)
 
     def learn_from(self, gathered: Gathered) -> dict[str, float]:
         """The second half: policy, critic and normaliser learn. Returns what to log of both halves.
@@ -117,13 +133,20 @@ class Training:
         """`learn_from` until all but the critic has learned. The function it returns waits for that, and says what
         to log; before, nothing may be asked that needs V. The environments may be stepped."""
         rollout, batch, clock = gathered.rollout, gathered.batch, _Clock(gathered.seconds)
-        fitted = self.critic.begin(batch) if len(batch.obs) else dict  # may go on beside what follows
+        among, some = gathered.among, gathered.among.count(len(batch.obs)) > 0
+        fitted = self.critic.begin(batch, among) if some else dict  # may go on beside what follows
         clock.lap("time/critic")
-        info = self.learn(batch) if len(batch.obs) else {}
-        self.policy.observe.update(rollout.obs[:-1][rollout.valid])  # last: this batch was seen as before
+        info = self.learn(batch, among) if some else {}
+        seen, (returns, lengths, steps) = rollout.obs[:-1][rollout.valid], rollout.ended
+        if self.part:
+            self.part.same(self.policy.theta)
+            self.part.learn(self.policy.observe, seen)
+            returns, lengths, steps = self.part.ended(rollout)
+        else:
+            self.policy.observe.update(seen)  # last: this batch was seen as before
         clock.lap("time/update")
-        self.step, self.update = self.step + rollout.steps, self.update + 1
-        row = self._episodes(rollout) | info
+        self.step, self.update = self.step + steps, self.update + 1
+        row = self._episodes(returns, lengths) | info
 
         def finish() -> dict[str, float]:
             wait = _Clock(clock.laps)
@@ -135,21 +158,26 @@ class Training:
 
     def batch(self, rollout: Rollout) -> Batch:
         """The rollout's steps with their advantages and returns."""
+        return self._batch(rollout)[0]
+
+    def _batch(self, rollout: Rollout) -> tuple[Batch, Among]:
         cfg, device, dtype = self.cfg, self.cfg.device, build.DTYPES[self.cfg.dtype]
         T, B = rollout.reward.shape
         flat = rollout.obs.reshape((T + 1) * B, *rollout.obs.shape[2:])
         obs = as_tensor(self.policy.observe(flat), device, dtype)
         value = self._values(obs, rollout).reshape(T + 1, B)
         adv, ret, rows = self.algorithm.estimate(rollout, value, *self._after(rollout, value))
+        among: Among = self.part.among(rows, device) if self.part else ALONE
         adv = adv[rows]
-        if cfg.algo.normalize_adv and len(adv):
-            adv = (adv - adv.mean()) / (lib(adv).std(adv, correction=0) + 1e-8)
+        if cfg.algo.normalize_adv and among.count(len(adv)):
+            adv = among.standard(adv)
         kept = torch.as_tensor(rows, device=device).flatten().nonzero().squeeze(-1)
         action = as_tensor(rollout.action[rows], device, dtype)
-        return Batch(
+        batch = Batch(
             obs[: T * B][kept], action, as_tensor(adv, device, dtype),
             ret=torch.as_tensor(ret[rows], device=device), value=torch.as_tensor(value[:-1][rows], device=device),
         )  # fmt: skip
+        return batch, among
 
     def _values(self, obs: torch.Tensor, rollout: Rollout) -> Array:
         """V(obs) (N,) float64, an array or a tensor as the rollout has."""
@@ -164,20 +192,21 @@ class Training:
         after[rollout.done] = self._values(as_tensor(obs, self.cfg.device, build.DTYPES[self.cfg.dtype]), rollout)
         return (after,)
 
-    def problem(self, batch: Batch, rows: torch.Tensor | None = None) -> Problem:
+    def problem(self, batch: Batch, rows: torch.Tensor | None = None, among: Among = ALONE) -> Problem:
         """Loss, KL, gradient and Fisher around the policy as it is; of a batch that is not empty.
 
         Made between `gather` and `learn_from` it changes nothing of the run.  Its Fisher is of all samples, or of
         `rows` (M,), indices: the share that `fisher.fraction` gives an update is drawn within the update.
         """
-        return self.algorithm.problem(self.policy, batch, rows=rows)
+        return self.algorithm.problem(self.policy, batch, rows=rows, among=among)
 
-    def learn(self, batch: Batch) -> dict[str, float]:
-        """The policy's step on one batch.
+    def learn(self, batch: Batch, among: Among = ALONE) -> dict[str, float]:
+        """The policy's step on one batch, or on those of all ranks.
 
         Raises: NotFinite after GIVE_UP batches in a row whose maths was not finite.
         """
-        update = self.algorithm.learner(self.problem(batch, rows=self._fisher_rows(len(batch.obs))))
+        rows = self._fisher_rows(among.count(len(batch.obs)))
+        update = self.algorithm.learner(self.problem(batch, rows, among))
         self.policy.become(update.theta)
         self.not_finite = 0 if update.finite else self.not_finite + 1
         if self.not_finite >= GIVE_UP:
@@ -205,15 +234,41 @@ class Training:
         with build.undisturbed():
             self._open.close()
 
-    def _episodes(self, rollout: Rollout) -> dict[str, float]:
-        """What the rollout says of episodes; nothing where none ended."""
-        self.returns.extend(rollout.returns)
-        if not rollout.returns:
+    def learned(self) -> State:
+        """All its state but that of the environments: the same in every rank."""
+        rng = self.collector.rng
+        actions = rng.get_state() if isinstance(rng, torch.Generator) else rng.bit_generator.state
+        return {
+            "step": self.step, "update": self.update, "not_finite": self.not_finite, "returns": list(self.returns),
+            "policy": self.policy.state(), "observe": self.policy.observe.state(),
+            "critic": self.critic.state(), "learner": self.algorithm.learner.state(),
+            "rng": {"actions": actions, "fisher": self.fisher_rng.bit_generator.state},
+        }  # fmt: skip
+
+    def relearn(self, state: State) -> None:
+        """Goes on from what `learned` gave, but for the environments."""
+        self.step, self.update, self.not_finite = state["step"], state["update"], state["not_finite"]
+        self.returns = deque(state["returns"], maxlen=WINDOW)
+        self.policy.load(state["policy"])
+        self.policy.observe.load(state["observe"])
+        self.critic.load(state["critic"])
+        self.algorithm.learner.load(state["learner"])
+        rng, actions = self.collector.rng, state["rng"]["actions"]
+        if isinstance(rng, torch.Generator):
+            rng.set_state(actions)
+        else:
+            rng.bit_generator.state = actions
+        self.fisher_rng.bit_generator.state = state["rng"]["fisher"]
+
+    def _episodes(self, returns: list[float], lengths: list[int]) -> dict[str, float]:
+        """What there is to say of the episodes that ended; nothing where none did."""
+        self.returns.extend(returns)
+        if not returns:
             return {}
         return {
             "rollout/return": float(np.mean(self.returns)),
-            "rollout/length": float(np.mean(rollout.lengths)),
-            "rollout/episodes": len(rollout.lengths),
+            "rollout/length": float(np.mean(lengths)),
+            "rollout/episodes": len(lengths),
         }
 
     def _fisher_rows(self, N: int) -> torch.Tensor | None:
@@ -241,6 +296,12 @@ def as_tensor(array: Array, device: str, dtype: torch.dtype = torch.float32) -> 
     """An array as a tensor on a device: floats in `dtype`, others as they are."""
     tensor = torch.as_tensor(array)
     return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+
+
+def _place(cfg: Config, ranks: "Ranks") -> "Gathering | Leading | Member":
+    from rl_natgrad.training.sharded import place
+
+    return place(cfg, ranks)
 
 
 def _check_device(device: str) -> None:

@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.config.schema import Config
+from rl_natgrad.distributed.launch import Launch
 from rl_natgrad.envs import watchdog
 from rl_natgrad.envs.errors import EnvError, EnvSetupError, RaisedEnvError, note
 from rl_natgrad.run import folder, lock
@@ -25,21 +26,27 @@ from rl_natgrad.training import build, overlap, state
 from rl_natgrad.training.iteration import Collected, NotFinite, Training
 from rl_natgrad.version import __version__
 
+if TYPE_CHECKING:
+    from rl_natgrad.distributed.ranks import Ranks
+
 GPU_PAYS = 20_000
 """Parameters: policy and critic of 5,500 each took an H200 68 ms an update and one CPU thread 44, of 72,000 they
 took 78 and 255 (scripts/benchmark_device.py)."""
 
 
-def start(cfg: Config, overrides: list[str], stop: Stop) -> int:
+def start(cfg: Config, overrides: list[str], stop: Stop, launch: Launch | None = None) -> int:
     """Trains a new run. Returns the exit code: 0 finished, 1 failed, 2 refused, 130 or 143 stopped.
 
+    launch: how this process was started as the first of several, if so.
     Raises: Stopped before anything is on disk.
     """
     with ExitStack() as stack:
         try:
-            training = stack.enter_context(closing(Training(cfg)))
+            training = stack.enter_context(closing(Training(cfg, ranks(launch, stop, stack))))
         except (EnvSetupError, ConfigError) as error:
             return say(error, 2)
+        except ConnectionError as error:  # another rank is lost
+            return say(error, 1)
         stack.enter_context(stop.patient())
         try:
             path = folder.create(cfg.runs_dir, cfg.env.id, cfg.algo.name, cfg.seed)
@@ -48,12 +55,27 @@ def start(cfg: Config, overrides: list[str], stop: Stop) -> int:
             record = folder.RunRecord.start(
                 path, command=folder.command_line("rl_natgrad.train"), config=config, threads=cfg.torch_threads,
                 device=cfg.device, backend=training.envs.backend, restorable=training.envs.restorable,
+                **told(launch),
             )  # fmt: skip
             loop = Loop(training, record, stop)
             loop.logger.hparams(config, overrides)
         except OSError as error:
             return say(error, 1)
         return loop.go()
+
+
+def ranks(launch: Launch | None, stop: Stop, stack: ExitStack) -> "Ranks | None":
+    """The other processes of this run, until the stack is closed; None where there are none. Raises: Lost."""
+    if launch is None or launch.world == 1:
+        return None
+    from rl_natgrad.distributed.ranks import joined
+
+    return stack.enter_context(joined(launch, stop.note))
+
+
+def told(launch: Launch | None) -> dict[str, Any]:
+    """What a record says of it."""
+    return {"launch": launch.id if launch else None, "ranks": launch.world if launch else 1}
 
 
 class Loop:
@@ -79,7 +101,8 @@ class Loop:
         self._not_finite = sum("policy/not_finite" in row for row in kept or ())
         self.progress = Progress(self.cfg.total_steps, first_step=training.step)
         self._start = time.perf_counter()
-        self._overlaps = overlap.pays(self.cfg)
+        self._world = record.data.get("ranks", 1)
+        self._overlaps = self._world == 1 and overlap.pays(self.cfg)  # several ranks leave no core idle
         self._collected: Collected | None = None  # the next update's rollout, where it came before this one's end
         self._fitting: Callable[[], dict[str, float]] | None = None  # what waits for the row of that one
         self.code: int | None = None  # once it is settled
@@ -217,6 +240,10 @@ class Loop:
         training, notes = self.training, [*self.notes]
         if training.envs.note:
             notes.append(training.envs.note)
+        if self._world > 1:
+            notes.append(f"{self._world} ranks step a share of the environments each")
+            if self.cfg.overlap is True:
+                notes.append("critic.overlap is off with several ranks, which leave no core idle")
         if not training.envs.restorable:
             notes.append(f"backend {training.envs.backend} cannot save environments: resuming starts new episodes")
         size = training.policy.theta.numel()

@@ -12,6 +12,7 @@ from rl_natgrad.config import compose
 from rl_natgrad.config.overrides import read
 from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.config.schema import Config
+from rl_natgrad.distributed.launch import Launch
 from rl_natgrad.envs.errors import EnvError, EnvSetupError
 from rl_natgrad.run import checkpoint, folder, lock, provenance
 from rl_natgrad.run.checkpoint import FOLDER, Checkpoints, Damaged, State, fit, number, whole
@@ -21,7 +22,7 @@ from rl_natgrad.run.records import METRICS, RECORD, read_record
 from rl_natgrad.run.signals import Stop
 from rl_natgrad.training import state
 from rl_natgrad.training.iteration import Training
-from rl_natgrad.training.loop import Loop
+from rl_natgrad.training.loop import Loop, ranks, told
 from rl_natgrad.version import __version__
 
 RESUMABLE = {
@@ -32,14 +33,21 @@ RESUMABLE = {
 where PPO's rate or clip falls towards it."""
 
 
-def resume(where: Path, overrides: list[str], stop: Stop) -> int:
+def begun(cfg: Config, launch: Launch) -> Path | None:
+    """The run that these processes, or those whose place they take, have begun; None where there is none."""
+    where = folder.parent(cfg.runs_dir, cfg.env.id, cfg.algo.name)
+    path, outcome = folder.launched(where, launch.id, cfg.model_dump(mode="json")) or (None, "")
+    return path if launch.attempt or outcome != "finished" else None
+
+
+def resume(where: Path, overrides: list[str], stop: Stop, launch: Launch | None = None) -> int:
     """Goes on from the newest checkpoint of the run `where`, or from the checkpoint `where`.
 
     A run that has none yet begins anew.  Returns the exit code; raises Stopped before anything has changed.
     """
     with ExitStack() as stack:
         try:
-            loop = _prepare(where, overrides, stop, stack)
+            loop = _prepare(where, overrides, stop, stack, launch)
         except (EnvSetupError, ValueError) as error:
             return say(error, 2)
         except (EnvError, OSError) as error:
@@ -47,7 +55,9 @@ def resume(where: Path, overrides: list[str], stop: Stop) -> int:
         return loop.go() if loop else 0
 
 
-def _prepare(where: Path, overrides: list[str], stop: Stop, stack: ExitStack) -> Loop | None:
+def _prepare(
+    where: Path, overrides: list[str], stop: Stop, stack: ExitStack, launch: Launch | None
+) -> Loop | None:
     """The run, ready to go on; None where there is nothing left to do. `stack` gets what is to be closed."""
     path, file = _locate(where)
     _check_files(path)
@@ -61,7 +71,7 @@ def _prepare(where: Path, overrides: list[str], stop: Stop, stack: ExitStack) ->
     if record.get("outcome") == "finished" and saved["step"] >= cfg.total_steps:
         print(f"done    {path} has its {saved['step']:,} steps; nothing is left to do")
         return None
-    training = stack.enter_context(closing(Training(cfg)))
+    training = stack.enter_context(closing(Training(cfg, ranks(launch, stop, stack))))
     before, notes = saved.pop("run", None), _changes(record)
     if file:
         try:
@@ -77,7 +87,7 @@ def _prepare(where: Path, overrides: list[str], stop: Stop, stack: ExitStack) ->
     stop.check()
     kept = _undo(path, training, before)
     again = folder.RunRecord.resume(
-        path, command=folder.command_line("rl_natgrad.train"), config=cfg.model_dump(mode="json")
+        path, command=folder.command_line("rl_natgrad.train"), config=cfg.model_dump(mode="json"), **told(launch)
     )
     loop = Loop(training, again, stop, before=before, kept=kept, notes=notes)
     if not file:

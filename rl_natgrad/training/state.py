@@ -1,10 +1,8 @@
 """All the state there is of a Training, and its way into another one, where it is distrusted first."""
 
-from collections import deque
 from typing import Any
 
 import numpy as np
-import torch
 
 from rl_natgrad.envs.contract import Envs
 from rl_natgrad.rollout.arrays import copied
@@ -18,17 +16,10 @@ def of(training: Training) -> State:
 
     The training has begun: environments that were never reset have no state.
     """
-    rng = training.collector.rng
-    actions = rng.get_state() if isinstance(rng, torch.Generator) else rng.bit_generator.state
-    return {
-        "step": training.step, "update": training.update, "not_finite": training.not_finite,
-        "returns": list(training.returns),
-        "policy": training.policy.state(), "observe": training.policy.observe.state(),
-        "critic": training.critic.state(), "learner": training.algorithm.learner.state(),
+    return training.learned() | {
         "collector": training.collector.state() if training.envs.restorable else {},
         "envs": training.envs.state() if training.envs.restorable else {},
-        "rng": {"actions": actions, "fisher": training.fisher_rng.bit_generator.state},
-    }  # fmt: skip
+    }
 
 
 def load(training: Training, state: State) -> list[int]:
@@ -40,19 +31,7 @@ def load(training: Training, state: State) -> list[int]:
     with build.undisturbed():
         training.collector.obs = copied(training.envs.reset())
     fit(state, _like(training))
-    training.step, training.update = state["step"], state["update"]
-    training.not_finite = state["not_finite"]
-    training.returns = deque(state["returns"], maxlen=WINDOW)
-    training.policy.load(state["policy"])
-    training.policy.observe.load(state["observe"])
-    training.critic.load(state["critic"])
-    training.algorithm.learner.load(state["learner"])
-    rng, actions = training.collector.rng, state["rng"]["actions"]
-    if isinstance(rng, torch.Generator):
-        rng.set_state(actions)
-    else:
-        rng.bit_generator.state = actions
-    training.fisher_rng.bit_generator.state = state["rng"]["fisher"]
+    training.relearn(state)
     differed: list[int] = []
     if training.envs.restorable:
         training.collector.load(state["collector"])
