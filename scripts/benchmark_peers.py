@@ -28,8 +28,8 @@ from rl_natgrad.run.records import read_rows
 BATCH = 2048
 MUJOCO = ["sync", "split", "envpool"]
 BACKENDS = {"CartPole": ["native"], "Hopper": MUJOCO, "HalfCheetah": MUJOCO}
-# n / 2048. Equal on MuJoCo, where a gait costs more to simulate than a fall: HalfCheetah's collection takes half as
-# long again after forty updates.
+# n / 2048. Equal on MuJoCo, where a gait costs more to simulate than a fall: HalfCheetah's collection takes half
+# as long again after forty updates.
 UPDATES = {"native": 40, "sync": 8, "split": 8, "envpool": 8, "sb3": 8, "tianshou": 8}
 
 
