@@ -78,8 +78,8 @@ def parse(argv: Sequence[str]) -> Options:
 
 def play(agent: "Agent", asked: Options) -> None:
     """Plays and prints; nothing that is printed depends on a clock."""
-    from rl_natgrad.training.build import use_threads
     from rl_natgrad.training.evaluation import evaluate
+    from rl_natgrad.training.threads import use_threads
 
     cfg = agent.config
     use_threads(1)

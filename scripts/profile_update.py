@@ -26,6 +26,7 @@ from rl_natgrad.envs.make import make
 from rl_natgrad.optim.fisher import GaussNewton
 from rl_natgrad.policy.networks import AutogradLinearization
 from rl_natgrad.training import build
+from rl_natgrad.training.threads import use_threads
 
 CRITICS = {
     "critic: adam": ["critic=adam"],
@@ -113,7 +114,7 @@ def main() -> None:
     parser.add_argument("--hidden", nargs="+", type=int, default=[64, 64])
     parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()
-    build.use_threads(1)
+    use_threads(1)
     for N in args.N:
         print(*profile(args.env, N, args.hidden, args.rounds), sep="\n", flush=True)
 

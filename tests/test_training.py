@@ -17,7 +17,7 @@ from rl_natgrad.envs.errors import EnvError
 from rl_natgrad.optim import fisher as fishers
 from rl_natgrad.rollout.collector import Rollout
 from rl_natgrad.rollout.returns import Estimate
-from rl_natgrad.training import build, state
+from rl_natgrad.training import build, cost, state, threads
 from rl_natgrad.training.iteration import GIVE_UP, NotFinite, Training
 
 LEARNERS = ["reinforce", "pg", "npg", "trpo", "ppo"]
@@ -425,9 +425,9 @@ def test_a_policy_that_is_sure_of_itself_is_no_failure(make, probe, learner):
     (["solver=cholesky", "fisher=kl_hessian"], "4,610 × 4,610: some 6e+11 operations an update, 60 s "),
 ])  # fmt: skip
 def test_a_slow_solver_is_announced_with_what_it_will_take(closed, monkeypatch, words, said):
-    monkeypatch.setattr(build, "_rate", lambda device: 1e10)
+    monkeypatch.setattr(cost, "_rate", lambda device: 1e10)
     cfg = compose.load(["env=CartPole", *words])
-    found = build._slow(cfg, closed(Training(cfg)).policy)
+    found = cost._slow(cfg, closed(Training(cfg)).policy)
     assert said in found and bool(said) == bool(found), found
 
 
@@ -435,7 +435,7 @@ def test_threads_that_have_nothing_to_share_change_nothing(make):
     runs = [make("trpo", f"torch_threads={n}") for n in (1, 2)]
     rows = [iterate(run, 2) for run in runs]
     assert fingerprint(runs[0], rows[0]) == fingerprint(runs[1], rows[1]) and torch.get_num_threads() == 1
-    said = [build.notes(run.cfg, run.algorithm, run.policy) for run in runs]
+    said = [cost.notes(run.cfg, run.algorithm.learner, run.policy) for run in runs]
     assert said == [[], ["the policy's products are too small for 2 threads, and run on one"]]
 
 
@@ -454,7 +454,7 @@ def test_what_is_large_has_the_threads(closed, words, learner, critic):
     words = {word.split("=")[0]: word for word in ("env=CartPole", "torch_threads=2", *words)}
     run = closed(Training(compose.load(words.values())))
     for part, team in ((run.algorithm.learner, learner), (run.critic.regress, critic)):
-        assert (("numpy" if part.numpy else "torch") if isinstance(part, build.Threaded) else None) == team
+        assert (("numpy" if part.numpy else "torch") if isinstance(part, threads.Threaded) else None) == team
 
 
 @pytest.mark.parametrize("numpy", [True, False])
@@ -466,8 +466,8 @@ def test_only_numpy_or_torch_has_threads_and_only_within(numpy):
             raise ValueError
 
     found = []
-    build.use_threads(1)
-    part = build.Threaded(count, 2, numpy=numpy)
+    threads.use_threads(1)
+    part = threads.Threaded(count, 2, numpy=numpy)
     part("good", 1)
     with pytest.raises(ValueError):
         part("bad")

@@ -1,7 +1,6 @@
 """From a checked configuration to the parts of a run. Every name that configs/ may say stands in a table here."""
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from threadpoolctl import ThreadpoolController, threadpool_limits
 from torch.optim import SGD, Adadelta, Adagrad, Adam, RAdam, RMSprop
 
 from rl_natgrad.algos.critic import AdamFit, Critic, LBFGSFit, NoCritic, Regression, TrustRegionFit
@@ -22,7 +20,7 @@ from rl_natgrad.algos.ppo import PPO, Slope, clipped, penalised, unclipped
 from rl_natgrad.algos.problem import Problem, empirical, gauss_newton, hessian, kl_hessian, surrogate
 from rl_natgrad.algos.trpo import trpo
 from rl_natgrad.config.refusals import ConfigError
-from rl_natgrad.config.schema import HAS_ROWS, Cnn, Config, Ppo, Section
+from rl_natgrad.config.schema import Cnn, Config, Ppo, Section
 from rl_natgrad.envs.view import MaskedObservations
 from rl_natgrad.optim.first_order import AdamP, uncompiled
 from rl_natgrad.optim.fisher import Fisher
@@ -43,13 +41,15 @@ from rl_natgrad.optim.solvers import (
 from rl_natgrad.policy.activations import Activation, Relu, Sigmoid, Tanh
 from rl_natgrad.policy.heads import Head
 from rl_natgrad.policy.masked import Masked, Unmasked
-from rl_natgrad.policy.mlp import CHUNK, MLP
+from rl_natgrad.policy.mlp import MLP
 from rl_natgrad.policy.networks import Network, ValueNetwork, cnn
 from rl_natgrad.policy.noise import Rng
 from rl_natgrad.policy.policy import Policy, head_for, with_head
 from rl_natgrad.rollout.normalize import ObservationNormalizer, Unchanged
 from rl_natgrad.rollout.returns import Estimate, estimate_gae, estimate_monte_carlo
 from rl_natgrad.run.streams import kept
+from rl_natgrad.training.cost import samples
+from rl_natgrad.training.threads import threaded
 
 ALGORITHMS: dict[str, tuple[Callable[..., Estimate], Callable[..., Any]]] = {
     "reinforce": (estimate_monte_carlo, PG), "pg": (estimate_gae, PG),
@@ -86,13 +86,6 @@ class Algorithm:
     learner: Learner
 
 
-SLOW = 1e10
-"""Operations of a solve from which on it is announced: a third of a second, where a product does 4e10 in one."""
-
-SHARED = 3e7
-"""Multiplications of a pass over a network, or of a solve, that threads share: a millisecond of one, or more."""
-
-
 def generator(seed: int, stream: str) -> np.random.Generator:
     """The run's random numbers for one purpose; a purpose more leaves the others as they were."""
     streams = ("parameters", "actions", "minibatches", "fisher", "evaluation", "policy minibatches")
@@ -104,51 +97,6 @@ def acting_generator(cfg: Config, rng: np.random.Generator) -> Rng:
     if cfg.env.backend != "device":
         return rng
     return torch.Generator(cfg.device).manual_seed(int(rng.integers(2**63)))
-
-
-def use_threads(n: int) -> None:
-    """Threads of torch and of numpy's matrix products, from here on; their number is part of a run's bits."""
-    torch.set_num_threads(n)
-    threadpool_limits(n, "blas")
-
-
-class Threaded:
-    """A learner, or a critic's regression, on n threads; all else of a run has one.
-
-    Either numpy's products have them or torch has.  Both keep threads awake for their next work, each in the way
-    of the other's: with two each, on two cores, 160 minibatches took a hundred times as long as with one.
-    """
-
-    def __init__(self, part: Any, n: int, *, numpy: bool):
-        self.part, self.n, self.numpy = part, n, numpy
-        self._blas = ThreadpoolController().select(user_api="blas")
-
-    def __call__(self, *given: Any) -> Any:
-        """What the part makes of it."""
-        if self.numpy:
-            with self._blas.limit(limits=self.n):
-                return self.part(*given)
-        torch.set_num_threads(self.n)
-        try:
-            return self.part(*given)
-        finally:
-            torch.set_num_threads(1)
-
-    def state(self) -> dict[str, Any]:
-        """The part's."""
-        return self.part.state()
-
-    def load(self, state: dict[str, Any]) -> None:
-        """The part goes on from its `state`."""
-        self.part.load(state)
-
-
-def _threaded(cfg: Config, part: Any, rows: int, P: int, solve: float = 0) -> Any:
-    """The part, on the run's threads where a pass of `rows` samples over P parameters, or a solve, is large."""
-    mlp, large = not isinstance(cfg.policy, Cnn), min(rows, CHUNK) * P >= SHARED
-    if cfg.torch_threads == 1 or cfg.device != "cpu" or not (large or solve >= SHARED):
-        return part
-    return Threaded(part, cfg.torch_threads, numpy=mlp and solve < SHARED)
 
 
 @contextmanager
@@ -202,7 +150,7 @@ def build_critic(cfg: Config, obs_space: spaces.Box) -> Critic | NoCritic:
         options |= {"theta": theta, "rng": generator(cfg.seed, "minibatches")}
     N, parts = cfg.num_envs * cfg.horizon, options.get("minibatches")
     rows = math.ceil(N / parts) if parts else options.get("minibatch", N)
-    regress = _threaded(cfg, CRITICS[cfg.critic.name](**options), rows, net.size)
+    regress = threaded(cfg, CRITICS[cfg.critic.name](**options), rows, net.size)
     return Critic(net, theta, regress, cfg.env.normalize_return)
 
 
@@ -218,13 +166,13 @@ def build_algorithm(cfg: Config, policy: Policy) -> Algorithm:
             keys["tensors"] = policy.net.tensors
         rule = partial(OPTIMIZERS[cfg.optimizer.name], **keys)
         problem = partial(Problem, objective=partial(surrogate, **options))
-        learner = _threaded(cfg, learn(policy.theta, rule, warmup), cfg.num_envs * cfg.horizon, policy.net.size)
+        learner = threaded(cfg, learn(policy.theta, rule, warmup), cfg.num_envs * cfg.horizon, policy.net.size)
         return Algorithm(estimate, problem, learner)
     if isinstance(cfg.algo, Ppo):
         problem = partial(Problem, objective=partial(surrogate, entropy_coef=cfg.algo.entropy_coef))
         rng, slope = generator(cfg.seed, "policy minibatches"), SLOPES[options.pop("surrogate")]
         ppo = learn(policy.theta, rng, slope, total_steps=cfg.total_steps, **options)
-        learner = _threaded(cfg, ppo, cfg.algo.minibatch, policy.net.size)
+        learner = threaded(cfg, ppo, cfg.algo.minibatch, policy.net.size)
         return Algorithm(estimate, problem, learner)
     assert cfg.solver is not None and cfg.fisher is not None  # the schema sees to it
     settings = cfg.solver.model_dump(exclude={"name"})
@@ -232,67 +180,17 @@ def build_algorithm(cfg: Config, policy: Policy) -> Algorithm:
         _refuse_too_large(cfg, policy, settings["max_gib"])
     problem = partial(Problem, curvature=FISHERS[cfg.fisher.name], float64=settings.get("float64", False))
     solve = partial(SOLVERS[cfg.solver.name], **settings)
-    N, M = _samples(cfg, policy)
+    N, M = samples(cfg, policy)
     work = operations(cfg.solver.name, N, M, policy.net.size)
-    learner = _threaded(cfg, Recipe(partial(learn, solve=solve, **options)), N, policy.net.size, work)
+    learner = threaded(cfg, Recipe(partial(learn, solve=solve, **options)), N, policy.net.size, work)
     return Algorithm(estimate, problem, learner)
-
-
-def notes(cfg: Config, algorithm: Algorithm, policy: Policy) -> list[str]:
-    """What to know of a run's speed before it starts."""
-    found = [said] if (said := _slow(cfg, policy)) else []
-    if cfg.torch_threads > 1 and cfg.device == "cpu" and not isinstance(algorithm.learner, Threaded):
-        found.append(f"the policy's products are too small for {cfg.torch_threads} threads, and run on one")
-    return found
-
-
-def _slow(cfg: Config, policy: Policy) -> str:
-    """A note where a dense solver will take a while for each update, with how long; empty elsewhere."""
-    if cfg.solver is None:
-        return ""
-    N, M = _samples(cfg, policy)
-    P = policy.theta.numel()
-    count = operations(cfg.solver.name, N, M, P)
-    if count < SLOW:
-        return ""
-    one = count / _rate(policy.theta.device)
-    updates = cfg.total_steps / (cfg.num_envs * cfg.horizon)
-    return (
-        f"solver={cfg.solver.name} on {M or P:,} × {P:,}: some {count:.0e} operations an update, {_digit(one)} s "
-        f"here and now, {_digit(one * updates)} s in all; solver=cg, a smaller network or a smaller "
-        "fisher.fraction takes less"
-    )
-
-
-def _digit(seconds: float) -> str:
-    """1,000 of 1,234."""
-    return f"{float(f'{seconds:.0e}'):,g}"
-
-
-def _rate(device: torch.device) -> float:
-    """Operations per second of a matrix product in float64."""
-    A = torch.ones(512, 512, dtype=torch.float64, device=device)
-    took = []
-    for _ in range(3):  # the first one starts things
-        start = time.perf_counter()
-        float((A @ A)[0, 0])
-        took.append(time.perf_counter() - start)
-    return 2 * 512**3 / min(took)
-
-
-def _samples(cfg: Config, policy: Policy) -> tuple[int, int]:
-    """N samples of the Fisher, but for the few rows that are resets, and its M rows."""
-    assert cfg.fisher is not None
-    N = max(1, round(cfg.fisher.fraction * cfg.num_envs * cfg.horizon))
-    rank = 1 if cfg.fisher.name == "empirical" else policy.head.rank
-    return N, N * rank * (cfg.fisher.name in HAS_ROWS)
 
 
 def _refuse_too_large(cfg: Config, policy: Policy, max_gib: float) -> None:
     """A dense solver's matrix is known before the first rollout."""
     assert cfg.solver is not None
     try:
-        refuse_too_large(cfg.solver.name, _samples(cfg, policy)[1], policy.theta.numel(), max_gib)
+        refuse_too_large(cfg.solver.name, samples(cfg, policy)[1], policy.theta.numel(), max_gib)
     except TooLarge as error:
         raise ConfigError(str(error)) from None
 

@@ -20,6 +20,7 @@ from rl_natgrad.training import build
 from rl_natgrad.training.iteration import NotFinite, Training
 from rl_natgrad.training.sharded import Abandoned
 from rl_natgrad.training.shares import Share, failure, shares
+from rl_natgrad.training.threads import use_threads
 
 
 class Follower(Protocol):
@@ -35,7 +36,7 @@ class Stepping:
     """Steps its share for rank 0, which learns alone (gather)."""
 
     def __init__(self, cfg: Config, mine: slice):
-        build.use_threads(cfg.torch_threads)
+        use_threads(cfg.torch_threads)
         self.share = Share.make(cfg, mine)
         space = self.share.envs.observation_space
         self.policy = build.build_policy(cfg, space, self.share.envs.action_space)

@@ -21,6 +21,7 @@ from rl_natgrad.rollout.arrays import Array, copied, host
 from rl_natgrad.rollout.collector import Advance, Collector, Rollout
 from rl_natgrad.run.checkpoint import State
 from rl_natgrad.training import build, evaluation
+from rl_natgrad.training.threads import use_threads
 
 if TYPE_CHECKING:  # one process needs nothing of it
     from rl_natgrad.distributed.ranks import Ranks
@@ -61,7 +62,7 @@ class Training:
 
     def __init__(self, cfg: Config, ranks: "Ranks | None" = None):
         _check_device(cfg.device)
-        build.use_threads(1)  # the builders give torch_threads to what is large enough
+        use_threads(1)  # the builders give torch_threads to what is large enough
         self.cfg, self.step, self.update, self.not_finite = cfg, 0, 0, 0
         self.returns: deque[float] = deque(maxlen=WINDOW)
         with build.undisturbed():

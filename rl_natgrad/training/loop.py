@@ -22,7 +22,7 @@ from rl_natgrad.run.logger import Logger
 from rl_natgrad.run.progress import Progress
 from rl_natgrad.run.records import TRACEBACK
 from rl_natgrad.run.signals import Stop, Stopped
-from rl_natgrad.training import build, overlap, state
+from rl_natgrad.training import cost, overlap, state
 from rl_natgrad.training.iteration import Collected, NotFinite, Training
 from rl_natgrad.version import __version__
 
@@ -249,7 +249,7 @@ class Loop:
         size = training.policy.theta.numel()
         if self.cfg.device != "cpu" and size < GPU_PAYS and self.cfg.env.backend != "device":
             notes.append(f"a policy of {size:,} parameters trains faster with device=cpu")
-        notes += build.notes(self.cfg, training.algorithm, training.policy)
+        notes += cost.notes(self.cfg, training.algorithm.learner, training.policy)
         self.progress.header(
             self.path, self._runs_dir, self.cfg.model_dump(mode="json"), device=self.cfg.device,
             threads=self.cfg.torch_threads, note="; ".join(notes) or None,

@@ -98,7 +98,7 @@ def work(question: ModuleType, jobs: Sequence[Row], kept: Path, at_once: int) ->
 def _one_thread() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     os.nice(1)
-    from rl_natgrad.training.build import use_threads
+    from rl_natgrad.training.threads import use_threads
 
     use_threads(1)
 
