@@ -21,6 +21,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 
+from rl_natgrad.compare import stats
 from rl_natgrad.run.files import write_atomically
 from rl_natgrad.run.records import find_runs, read_record, read_rows
 
@@ -83,14 +84,6 @@ def train(who: str, env: str, seed: int, runs: Path) -> None:
         write_atomically(file, done.stdout.splitlines()[-1].encode())
 
 
-def interval(x: np.ndarray, y: np.ndarray, replicates: int = 10_000) -> tuple[float, float]:
-    """95 % bootstrap interval of mean(x) − mean(y), both resampled by seed."""
-    rng = np.random.default_rng(0)
-    means = [v[rng.integers(len(v), size=(replicates, len(v)))].mean(1) for v in (x, y)]
-    low, high = np.quantile(means[0] - means[1], [0.025, 0.975])
-    return float(low), float(high)
-
-
 def table(found: dict, envs: list[str], column: int) -> list[str]:
     """Means, and the difference to the better peer with its interval, also in % of that peer's mean."""
     lines = ["| | rl_natgrad | sb3-contrib | tianshou | difference to the better peer | in % |"]
@@ -104,8 +97,7 @@ def table(found: dict, envs: list[str], column: int) -> list[str]:
             continue
         means = {who: each.mean() for who, each in scores.items()}
         better = max(PEERS, key=means.__getitem__)
-        difference = means[OURS] - means[better]
-        low, high = interval(scores[OURS], scores[better])
+        difference, (low, high) = stats.difference(scores[OURS], scores[better])
         unit = 100 / abs(means[better])
         cells = [f"{means[who]:.0f} ± {scores[who].std(ddof=1):.0f} ({len(scores[who])})" for who in scores]
         lines.append(

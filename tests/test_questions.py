@@ -2,9 +2,13 @@
 
 import importlib
 import re
+import types
 
+import numpy as np
 import pytest
 from whole_runs import ROOT
+
+from rl_natgrad import Training
 
 QUESTIONS = ROOT / "scripts" / "questions"
 
@@ -17,8 +21,8 @@ def scripts(monkeypatch):
 
 def answered():
     """The questions that have data."""
-    names = sorted(file.stem for file in QUESTIONS.glob("*.py"))
-    return [name for name in names if (ROOT / "results" / name.replace("_", "-") / "data.csv").exists()]
+    folders = {file.stem: file.stem.replace("_", "-").rstrip("-") for file in sorted(QUESTIONS.glob("*.py"))}
+    return [name for name, folder in folders.items() if (ROOT / "results" / folder / "data.csv").exists()]
 
 
 @pytest.mark.parametrize("name", answered())
@@ -38,9 +42,9 @@ def test_data_is_of_the_jobs_that_the_command_runs(scripts, name):
     rows, _ = runner.from_csv((ROOT / "results" / runner.title(question) / "data.csv").read_text())
     jobs = question.jobs(False)
     keys = list(jobs[0])
-    assert {tuple(_same(row.get(key)) for key in keys) for row in rows} == {
-        tuple(_same(job.get(key)) for key in keys) for job in jobs
-    }
+    there = {tuple(_same(row.get(key)) for key in keys) for row in rows}
+    wanted = {tuple(_same(job.get(key)) for key in keys) for job in jobs}
+    assert there == wanted or (getattr(question, "OPEN", False) and there < wanted)
     assert 1 <= len(question.jobs(True)) <= len(jobs)
 
 
@@ -104,6 +108,41 @@ def test_a_job_that_fails_takes_no_other_with_it(scripts, jobs, tmp_path, capsys
     assert len(kept.read_text().splitlines()) == 2
 
 
+@pytest.fixture
+def pages(scripts, jobs, tmp_path, monkeypatch):
+    """A question with these jobs, and what its page was last made of."""
+    runner, made = scripts("runner"), []
+    question = types.SimpleNamespace(__file__="doubling_.py", rows=doubling, jobs=lambda smoke: jobs, OPEN=True)
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    read = lambda _, out: made.append(runner.from_csv((out / "data.csv").read_text())[0])  # noqa: E731
+    monkeypatch.setattr(runner, "render", read)
+
+    def run(*words):
+        return runner.main(question, words), [row["n"] for row in made[-1]] if made else None
+
+    return run, question
+
+
+def test_an_open_page_is_of_what_is_there(pages, jobs, tmp_path, capsys):
+    run, question = pages
+    assert run("jobs=0") == (1, None) and "5 of 5 jobs are not in" in capsys.readouterr().err
+    (broken := dict(jobs[3])).pop("log")
+    question.jobs = lambda smoke: [*jobs[:3], broken]
+    assert run("jobs=1") == (1, [0, 1, 2])
+    question.jobs = lambda smoke: jobs
+    assert run("jobs=0") == (0, [0, 1, 2]) and (tmp_path / "results" / "doubling" / "data.csv").exists()
+    assert run("jobs=2") == (0, [0, 1, 2, 3, 4])
+    assert sorted((tmp_path / "log").read_text().split()) == list("01234")
+
+
+def test_a_page_that_is_not_open_waits_for_all(pages, jobs, capsys):
+    run, question = pages
+    question.OPEN = False
+    run("jobs=1")
+    question.jobs = lambda smoke: [*jobs, {"n": 7, "log": jobs[0]["log"]}]
+    assert run("jobs=0")[0] == 1 and "1 of 6 jobs are not in" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [["fast=1"], ["render", "--smoke"]])
 def test_a_wrong_word_is_one_line(scripts, capsys, words):
     runner = scripts("runner")
@@ -115,3 +154,24 @@ def test_a_mean_of_three_batches_has_three(scripts):
     smooth = scripts("trainings").smooth
     assert list(smooth([3.0, None, 6.0])) == []
     assert list(smooth([3.0, None, 6.0, 9.0, 0.0])) == pytest.approx([6.0, 5.0])
+
+
+def test_a_curve_is_its_episodes_by_shares_of_the_steps(scripts):
+    trainings = scripts("trainings")
+    ended = [(10, 1.0), (10, 3.0), (30, 5.0), (44, 9.0)]  # the last update ends after the 40 steps asked for
+    cells = trainings.shares(ended, [(10, 1.0), (30, 5.0), (44, 8.5)], 40, 4)
+    assert cells == {"curve": "2 nan 5 9", "clock": "1 3 5 7.5"}
+    run = trainings.as_run(cells | {"env": "CartPole", "algo": "pg", "seed": 3, "steps": 40})
+    assert (list(run.y), list(run.x["steps"]), list(run.x["seconds"])) == ([2, 5, 9], [10, 30, 40], [1, 5, 7.5])
+
+
+def test_a_curve_is_the_training_that_its_words_say(scripts):
+    trainings, words, returns = scripts("trainings"), ["algo=pg", "env=CartPole", "horizon=16", "seed=3"], []
+    with Training(*words, "total_steps=600") as run:
+        while run.step < 600:
+            gathered = run.gather()
+            run.learn_from(gathered)
+            returns += gathered.rollout.returns
+        greedy = run.evaluate()["eval/return"]
+    found = trainings.curve(words, 600, 1)
+    assert float(found["curve"]) == pytest.approx(np.mean(returns), rel=1e-4) and found["greedy"] == greedy

@@ -19,6 +19,12 @@ def curves(comparisons: Sequence[Comparison], options: Options, files: Sequence[
     """One row of panels per environment, one column per axis, in each of these files. No band at n = 1."""
     axes = options.x[:1] if any(comparison.known_once for comparison in comparisons) else options.x
     figure = _figure(options, len(comparisons), len(axes))
+    draw(figure, comparisons, axes, options.metric)
+    _save(figure, files)
+
+
+def draw(figure, comparisons: Sequence[Comparison], axes: Sequence[str], metric: str) -> None:
+    """The panels of `curves`, on a matplotlib figure."""
     panels = figure.subplots(len(comparisons), len(axes), squeeze=False)
     for row, comparison in zip(panels, comparisons, strict=True):
         for panel, axis in zip(row, axes, strict=True):
@@ -27,10 +33,9 @@ def curves(comparisons: Sequence[Comparison], options: Options, files: Sequence[
             else:
                 _panel(panel, comparison, axis)
             panel.spines[["top", "right"]].set_visible(False)
-        row[0].set_ylabel(options.metric)
+        row[0].set_ylabel(metric)
         if not comparison.known_once:
             row[0].legend(fontsize="small", frameon=False)
-    _save(figure, files)
 
 
 def profile(comparisons: Sequence[Comparison], options: Options, files: Sequence[Path]) -> None:
@@ -39,18 +44,23 @@ def profile(comparisons: Sequence[Comparison], options: Options, files: Sequence
     Agarwal et al. 2021, section 4.3.  Differs: 0 is the worst and 1 the best run of each environment here, as
     there is no human score.
     """
-    levels = np.linspace(0, 1, 101)
     figure = _figure(options, 1, 1)
+    draw_profile(figure, comparisons, options.metric)
+    _save(figure, files)
+
+
+def draw_profile(figure, comparisons: Sequence[Comparison], metric: str) -> None:
+    """The panel of `profile`, on a matplotlib figure."""
+    levels = np.linspace(0, 1, 101)
     panel = figure.subplots()
     for (label, strata), style in zip(normalised(comparisons).items(), _styles(), strict=False):
         share, low, high = stats.profile(strata, levels)
         panel.plot(levels, share, label=f"{label} (n = {sum(map(len, strata))})", linewidth=1.6, **style)
         panel.fill_between(levels, low, high, color=style["color"], alpha=0.2, linewidth=0)
-    panel.set_xlabel(f"final {options.metric}: 0 the worst run of each environment, 1 the best")
+    panel.set_xlabel(f"final {metric}: 0 the worst run of each environment, 1 the best")
     panel.set_ylabel("share of runs above")
     panel.legend(fontsize="small", frameon=False)
     panel.spines[["top", "right"]].set_visible(False)
-    _save(figure, files)
 
 
 def _figure(options: Options, rows: int, columns: int):

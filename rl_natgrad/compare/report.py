@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rl_natgrad.compare import summary
 from rl_natgrad.compare.summary import LAST, Comparison, few, pair_table, table, title, to_csv
 from rl_natgrad.run.files import write_atomically
 
@@ -13,7 +14,7 @@ run covers. IQM is the interquartile mean of that over seeds, with a 95 % bootst
 seeds). `area` is the mean height of the curve over the range. `… to` is the median, over all runs, of the first
 crossing of the threshold; a run that never crosses it counts as later than all others, and `reached` says how
 many did. P(A > B) is the chance that a run of A ends above a run of B, a tie counting half; [1.00, 1.00] says
-that these seeds do not overlap, not that none ever would.
+that these seeds do not overlap, not that none ever would. Groups whose interval holds 0.5 cannot be told apart.
 """
 
 
@@ -48,6 +49,10 @@ def write(
     """summary.csv and summary.md in `out`, where these figures are."""
     write_atomically(out / "summary.csv", to_csv(comparisons).encode())
     text = [f"# {metric}", "", f"    {command}", ""]
+    if len(comparisons) > 1:
+        text += ["## All environments", "", markdown_table(*summary.overview(comparisons)), ""]
+        if any(comparison.pairs for comparison in comparisons):
+            text += [summary.ranking(comparisons)[1], "", markdown_table(*summary.chances(comparisons)), ""]
     for comparison in comparisons:
         text += [f"## {title(comparison)}", "", markdown_table(*table(comparison)), ""]
         if comparison.pairs:

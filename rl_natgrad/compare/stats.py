@@ -73,6 +73,16 @@ def paired(x: Array, y: Array, *, replicates: int = 10_000, seed: int = 0) -> tu
     return float(difference.mean()), (float(low), float(high))
 
 
+def difference(
+    x: Array, y: Array, *, replicates: int = 10_000, seed: int = 0
+) -> tuple[float, tuple[float, float]]:
+    """mean(x) − mean(y), and its bootstrap interval, both resampled by seed."""
+    rng = np.random.default_rng(seed)
+    means = [_draws(len(v), replicates, rng) @ v / len(v) for v in (x, y)]
+    low, high = _interval(means[0] - means[1])
+    return float(x.mean() - y.mean()), (float(low), float(high))
+
+
 def corrected_interval(differences: Array, test_share: float) -> tuple[float, float]:
     """Interval of the mean of n ≥ 2 differences of two learners over the folds of repeated k-fold.
 

@@ -15,6 +15,7 @@ from rl_natgrad.compare import stats
 from rl_natgrad.compare.options import AXES, CompareError, Options
 from rl_natgrad.compare.runs import Run
 from rl_natgrad.compare.stats import Array
+from rl_natgrad.config.refusals import listing
 
 LAST = 0.1  # the final score of a run is its mean over this last share of the common range
 FEW = 5  # seeds; below, a bootstrap interval is too narrow to be trusted
@@ -155,6 +156,65 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
             cells += [f"{group.reached}/{len(group.runs)}"]
         rows.append(cells)
     return header, rows
+
+
+def leaders(comparison: Comparison) -> list[str]:
+    """The group with the highest IQM, and those not told apart from it, whose P(A > B) may be one half."""
+    first = max(comparison.groups, key=lambda group: group.iqm).label
+    behind = set()
+    for pair in comparison.pairs:
+        if pair.interval and first in (pair.left, pair.right) and not pair.interval[0] <= 0.5 <= pair.interval[1]:
+            behind.add(pair.right if pair.left == first else pair.left)
+    return [group.label for group in comparison.groups if group.label not in behind]
+
+
+def ranking(comparisons: Sequence[Comparison]) -> tuple[str, str]:
+    """Who ends highest, in a word and in a sentence. An environment with few seeds in a group has no order."""
+    places: dict[tuple[tuple[str, ...], bool], list[str]] = {}
+    unsettled = []
+    for comparison in comparisons:
+        if few(comparison) or not comparison.pairs:
+            unsettled.append(comparison.env)
+            continue
+        first, ahead = max(comparison.groups, key=lambda group: group.iqm), leaders(comparison)
+        place = f"{comparison.env} ({with_interval(number, first.iqm, first.interval)})"
+        places.setdefault((tuple(ahead), len(ahead) == len(comparison.groups)), []).append(place)
+    parts = []
+    for (names, everyone), where in places.items():
+        if len(names) == 1:
+            parts.append(f"{names[0]} ends highest on {listing(where)}")
+        elif everyone:
+            parts.append(f"{listing(names)} cannot be told apart on {listing(where)}")
+        else:
+            parts.append(f"{listing(names)} end highest on {listing(where)}, where they cannot be told apart")
+    if unsettled:
+        parts.append(f"not ranked, with one group or under {FEW} seeds in one: {listing(unsettled)}")
+    words = [listing(names) for names, _ in places] or ["not settled"]
+    word = words[0] if len(words) == 1 else "it depends on the task"
+    text = "; ".join(parts)
+    return word, f"{text[0].upper()}{text[1:]}."
+
+
+def overview(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of IQMs, a row per environment and a column per group."""
+    labels = list(dict.fromkeys(group.label for comparison in comparisons for group in comparison.groups))
+    rows = []
+    for c in comparisons:
+        low, high = c.range
+        ends = [low, high] if c.known_once else [high - LAST * (high - low), high]
+        said = {group.label: with_interval(number, group.iqm, group.interval) for group in c.groups}
+        seeds = "/".join(dict.fromkeys(str(len(group.runs)) for group in c.groups))
+        row = [c.env, " to ".join(duration(end, c.axis) for end in ends), seeds]
+        rows.append(row + [said.get(label, "–") for label in labels])
+    return ["environment", AXES[comparisons[0].axis], "n", *labels], rows
+
+
+def chances(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the probabilities of improvement, a row per pair and a column per environment."""
+    said = [{row[0]: row[1] for row in pair_table(comparison)[1]} for comparison in comparisons]
+    names = list(dict.fromkeys(name for each in said for name in each))
+    rows = [[name, *(each.get(name, "–") for each in said)] for name in names]
+    return ["P(A > B) [95 %]", *(comparison.env for comparison in comparisons)], rows
 
 
 def pair_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:

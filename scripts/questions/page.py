@@ -1,5 +1,6 @@
 """A page of results/: what a question's rows say, as text that is computed from them."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,3 +143,13 @@ def number(value: float, show: str = ",.0f") -> str:
     if "e+" in text and "e" not in show and abs(value) < 1e6:
         text = f"{float(text):,.0f}"
     return text if "e" in text else text.replace("-", "−")
+
+
+def minus(text: str) -> str:
+    """Numbers as `rl_natgrad.compare` writes them, with a real minus sign."""
+    return re.sub(r"(?<![\w-])-(?=\d)", "−", text)
+
+
+def cells(header: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[Sequence[str], list[list[str]]]:
+    """A table of `rl_natgrad.compare`, with real minus signs."""
+    return header, [[minus(cell) for cell in row] for row in rows]

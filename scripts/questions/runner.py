@@ -8,7 +8,8 @@ A question is a module of this folder with three functions:
 
 `python scripts/questions/<name>.py` runs what is missing, writes results/<name>/data.csv, and renders the page from it.
 `render` only renders.  smoke=1 writes below runs/questions/smoke instead.  jobs=N jobs at once (one per core; a
-question that is timed sets ALONE = True and runs one).
+question that is timed sets ALONE = True and runs one).  A question whose work takes days sets OPEN = True: its page
+is of what is there, also when the work was stopped, and jobs=0 makes it without running anything.
 """
 
 import csv
@@ -49,23 +50,30 @@ def main(question: ModuleType, argv: Sequence[str]) -> int:
         print(f"error: expected [render] [smoke=1] [jobs=N], got {shlex.join(argv)}", file=sys.stderr)
         return 2
     words |= given
-    smoke = words["smoke"] == "1"
+    smoke, code = words["smoke"] == "1", 0
     out = ROOT / ("runs/questions/smoke" if smoke else "results") / name
     if words["render"] == "0":
         kept = ROOT / "runs/questions" / f"{name}{'-smoke' if smoke else ''}.jsonl"
-        code = work(question, question.jobs(smoke), kept, int(words["jobs"]))
-        if code:
+        jobs, incomplete = question.jobs(smoke), getattr(question, "OPEN", False)
+        code = work(question, jobs, kept, int(words["jobs"])) if words["jobs"] != "0" else 0
+        if code and not incomplete:
             return code
+        there = {_key(line["job"]) for line in read(kept)}
+        missing = [job for job in jobs if _key(job) not in there]
+        if missing and not (incomplete and len(missing) < len(jobs)):
+            print(f"error: {len(missing)} of {len(jobs)} jobs are not in {kept}", file=sys.stderr)
+            return code or 1
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / "data.csv", to_csv(*collected(question.jobs(smoke), kept)).encode())
+        done = [job for job in jobs if job not in missing]
+        write_atomically(out / "data.csv", to_csv(*collected(done, kept)).encode())
     render(question, out)
     print(f"wrote   {out.relative_to(ROOT)}/README.md, figure.png, data.csv")
-    return 0
+    return code
 
 
 def title(question: ModuleType) -> str:
-    """Its folder below results/: batch_size.py writes batch-size."""
-    return Path(question.__file__).stem.replace("_", "-")
+    """Its folder below results/: batch_size.py writes batch-size, mujoco_.py, whose name is taken, mujoco."""
+    return Path(question.__file__).stem.replace("_", "-").rstrip("-")
 
 
 def work(question: ModuleType, jobs: Sequence[Row], kept: Path, at_once: int) -> int:

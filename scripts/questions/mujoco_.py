@@ -1,0 +1,192 @@
+"""PG, NPG, TRPO and PPO on six MuJoCo tasks, one setting each for all six, over equal steps and equal seconds.
+
+240 trainings of 1,000,000 steps, seed by seed, so that every cell has about as many: it may be stopped at any time.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from page import Answer, Claim, Table, cells, iqm, minus, number
+from runner import Row, main
+from trainings import SEEDS, as_run, curve
+
+from rl_natgrad.compare import plot, stats, summary
+from rl_natgrad.compare.options import AXES, Options
+from rl_natgrad.compare.summary import FEW, Comparison
+from rl_natgrad.config.refusals import listing
+
+OPEN = True
+ENVS = ("HalfCheetah", "Hopper", "Walker2d", "Ant", "Swimmer", "Humanoid")
+STEPS, POINTS = 1_000_000, 50
+SHARED = "env.backend=sync policy.log_std=-1"
+NATURAL = "algo.delta=0.03 solver.damping=0.1"
+SETTINGS = {
+    "trpo": f"algo=trpo {NATURAL} {SHARED}",
+    "ppo": f"algo=ppo algo.decay_lr=true {SHARED}",
+    "npg": f"algo=npg {NATURAL} {SHARED}",
+    "pg": f"algo=pg {SHARED}",
+}
+NAMES = {"trpo": "TRPO", "ppo": "PPO", "npg": "NPG", "pg": "PG"}
+CHOSEN = {}
+# TRPO of other libraries, 1,000,000 steps. Measured: means of the last 100 training episodes, three seeds, on a
+# machine of the same kind. Published, with the v3 tasks: evaluations with the most likely actions.
+MEASURED = {
+    "HalfCheetah": {"sb3-contrib": 2786, "tianshou": 3295},
+    "Hopper": {"sb3-contrib": 1666, "tianshou": 1932},
+    "Walker2d": {"sb3-contrib": 3554, "tianshou": 3831},
+}
+PUBLISHED = {
+    "HalfCheetah": {"sb3-contrib": 1803, "tianshou": 4471}, "Hopper": {"sb3-contrib": 3372, "tianshou": 2046},
+    "Walker2d": {"sb3-contrib": 4502, "tianshou": 3827}, "Ant": {"sb3-contrib": 3554, "tianshou": 2867},
+    "Swimmer": {"sb3-contrib": 359, "tianshou": 41}, "Humanoid": {"tianshou": 810},
+}  # fmt: skip
+
+
+def jobs(smoke: bool) -> list[Row]:
+    """A training each, all tasks and algorithms of a seed before the next seed."""
+    envs, seeds, steps = (ENVS[1:3], SEEDS[:1], 8_000) if smoke else (ENVS, SEEDS, STEPS)
+    return [
+        {"env": env, "algo": algo, "seed": seed, "steps": steps, "settings": words}
+        for seed in seeds for algo, words in SETTINGS.items() for env in envs
+    ]  # fmt: skip
+
+
+def rows(job: Row) -> list[Row]:
+    """The training's curve."""
+    words = [*job["settings"].split(), f"env={job['env']}", f"seed={job['seed']}"]
+    return [curve(words, job["steps"], POINTS)]
+
+
+def answer(rows: Sequence[Row]) -> Answer:
+    """The page, of as many trainings as there are."""
+    by_axis = {axis: comparisons(rows, axis) for axis in ("steps", "seconds")}
+    steps = rows[0]["steps"]
+    complete = len(rows) == len(jobs(False))
+    return Answer(
+        title="PG, NPG, TRPO and PPO on MuJoCo",
+        question="Which of the policy gradient (PG, one Adam step per batch), the natural policy gradient (NPG), TRPO and "
+        f"PPO has learned most on six MuJoCo tasks after {steps:,} steps, and after equal time, with one setting each "
+        "for all six? And how far is TRPO from other libraries'?",
+        claims=[
+            reached(rows, "TRPO reaches the best of two other libraries measured here", "curve", MEASURED),
+            reached(rows, "TRPO reaches the best that was published for it", "greedy", PUBLISHED),
+            *(Claim(f"Which is ahead over {AXES[axis]}?", *map(minus, summary.ranking(found))) for axis, found in by_axis.items()),
+        ],
+        sentence=("" if complete else f"**Not complete: {len(rows)} of {len(jobs(False))} trainings.** The column n "
+                  "says how many seeds a cell has. ")
+        + "“Ahead” is by interquartile mean (IQM) over seeds, with its 95 % bootstrap interval in brackets. Two algorithms "
+        "are told apart where the 95 % interval of the probability that a run of one ends above a run of the other "
+        f"leaves out one half; with under {FEW} seeds nothing is.",
+        run=f"{len(rows)} trainings of {steps:,} steps, seeds {min(r['seed'] for r in rows)} to "
+        f"{max(r['seed'] for r in rows)}, 8 environments × 256 steps an update, 64×64 tanh, Gymnasium's v5 tasks. Returns are "
+        "undiscounted, of training episodes with sampled actions; a run's score is the mean over the last tenth.",
+        tables=[
+            *(Table(f"At equal {AXES[axis]}", *cells(*summary.overview(found))) for axis, found in by_axis.items()),
+            Table("Which run ends higher, at equal steps", *cells(*summary.chances(by_axis["steps"]))),
+            Table("Beside other libraries", *beside(rows),
+                  before="TRPO. Measured: training, as above, and means of the last 100 training episodes of three seeds "
+                  "with sb3-contrib and tianshou on a machine of the same kind. Published, for the v3 tasks: 20 "
+                  "episodes with the most likely actions at the end (ours); sb3-contrib (three seeds) and "
+                  "tianshou (ten), evaluations during training, some settings chosen for the task."),
+            Table("What a second does", *speed(rows),
+                  before="Thousands of environment steps per second of one core, learning included; median."),
+            Table("Settings", ["", "words", "how chosen"],
+                  [[NAMES[a], f"`{words}`", CHOSEN.get(a, "")] for a, words in SETTINGS.items()],
+                  before="One for all six tasks. What is not named is the general default."),
+        ],
+        plot=partial(draw, by_axis),
+        caption="Return over steps and seconds: IQM over seeds with its 95 % bootstrap interval.",
+        oracle="The trainings are those of `python -m rl_natgrad.train`, to the bit; their parts are tested on their own, "
+        "and learning is compared with two other libraries' ([speed](../speed/README.md#learning-beside-other-libraries), "
+        "and above).",
+        cannot=[
+            "One setting for six tasks is no tuning: each algorithm can do better on each task with its own.",
+            "The settings were not chosen with equal effort: TRPO's from a few trainings on seeds from 1000 up; the others "
+            "share what is not their own.",
+            "Published numbers are of other versions of the tasks (v3) and of evaluations, ours of v5.",
+            "Seconds are CPU seconds of one thread of one machine that did other things as well.",
+            "Earlier runs, of older defaults (seeds 0 to 2, commit 1217e3c and before, δ 0.03): HalfCheetah 3,760, Hopper "
+            "2,304, Walker2d 3,873, means of the last 100 training episodes.",
+        ],
+        literature=[
+            "Agarwal et al. 2021 (Deep reinforcement learning at the edge of the statistical precipice): IQM, intervals, "
+            "probability of improvement, performance profiles.",
+            "sb3-contrib's documentation of TRPO, section Results; tianshou's pull request 340 (TRPO benchmark release): "
+            "the published numbers.",
+        ],
+        size=(12, 3.4 * (len(by_axis["steps"]) + 1)),
+    )  # fmt: skip
+
+
+def comparisons(rows: Sequence[Row], axis: str) -> list[Comparison]:
+    """Those of each task that has runs, algorithms in the order of SETTINGS."""
+    found = []
+    for env in (env for env in ENVS if any(row["env"] == env for row in rows)):
+        groups = {NAMES[algo]: [as_run(row) for row in of(rows, env, algo)] for algo in SETTINGS}
+        there = {name: runs for name, runs in groups.items() if runs}
+        found.append(summary.compare(f"{env}-v5", there, Options([Path()], by=["env"], x=[axis])))
+    return found
+
+
+def of(rows: Sequence[Row], env: str, algo: str) -> list[Row]:
+    """Those of an algorithm on a task."""
+    return [row for row in rows if (row["env"], row["algo"]) == (env, algo)]
+
+
+def scores(rows: Sequence[Row], env: str, key: str) -> list[float]:
+    """Of TRPO's runs: the mean over the last tenth of training, or of greedy episodes at the end."""
+    runs = of(rows, env, "trpo")
+    if key == "greedy":
+        return [row["greedy"] for row in runs]
+    ends = [as_run(row) for row in runs]
+    return [stats.area(r.x["steps"], r.y, 0.9 * row["steps"], row["steps"]) for r, row in zip(ends, runs, strict=True)]
+
+
+def reached(rows: Sequence[Row], claim: str, key: str, others: Mapping[str, Mapping[str, int]]) -> Claim:
+    """Whether TRPO's IQM is at least the best of the others', on how many tasks."""
+    parts, above, few = [], 0, False
+    for env, theirs in others.items():
+        ours, best = scores(rows, env, key), max(theirs.values())
+        few |= len(ours) < FEW
+        if ours:
+            above += float(stats.iqm(sorted(ours))) >= best
+        parts.append(f"{env} {iqm(ours)} against {best:,}")
+    word = "not settled" if few else {len(others): "true", 0: "false"}.get(above, "half true")
+    seeds = sorted({len(scores(rows, env, key)) for env in others})
+    return Claim(claim, word, f"{listing(parts)} ({listing(map(str, seeds), 'or')} seeds).")
+
+
+def beside(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Ours and others', measured and published."""
+    found = []
+    for env in ENVS:
+        row = [f"{env}-v5", str(len(of(rows, env, "trpo")))]
+        for key, theirs in (("curve", MEASURED), ("greedy", PUBLISHED)):
+            row.append(iqm(scores(rows, env, key)))
+            row += [f"{theirs[env][who]:,}" if who in theirs.get(env, {}) else "–" for who in ("sb3-contrib", "tianshou")]
+        found.append(row)
+    return ["", "n", "measured: ours", "sb3-contrib", "tianshou", "greedy: ours", "sb3-contrib, published",
+            "tianshou, published"], found  # fmt: skip
+
+
+def speed(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Steps per CPU second, median over runs."""
+    found = []
+    for env in ENVS:
+        each = [[row["steps"] / as_run(row).x["seconds"][-1] for row in of(rows, env, algo)] for algo in SETTINGS]
+        found.append([f"{env}-v5", *(number(sorted(e)[len(e) // 2] / 1000, ".2g") if e else "–" for e in each)])
+    return ["", *NAMES.values()], found
+
+
+def draw(by_axis: dict[str, list[Comparison]], figure) -> None:
+    """A row of panels per task, and the profile over all tasks below."""
+    tasks = by_axis["steps"]
+    above, below = figure.subfigures(2, 1, height_ratios=[len(tasks), 1])
+    plot.draw(above, tasks, ["steps", "seconds"], "return")
+    plot.draw_profile(below, tasks, "return")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.modules[__name__], sys.argv[1:]))

@@ -1,0 +1,226 @@
+"""PPO beside stable-baselines3's, with the settings that rl-baselines3-zoo has for the task: is ours a good one?
+
+    pip install "rl-natgrad[bench,mujoco]"     brings stable-baselines3
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from page import Answer, Claim, Table, cells, minus, number
+from runner import Row, main
+from trainings import SEEDS, as_run, curve, shares
+
+from rl_natgrad.compare import plot, stats, summary
+from rl_natgrad.compare.options import Options
+from rl_natgrad.compare.summary import FEW, Comparison
+from rl_natgrad.config.refusals import listing
+
+OPEN = True
+POINTS = 50
+NAMES = {"ours": "rl_natgrad", "sb3": "stable-baselines3"}
+WORST, FASTER = -10, 2  # % of sb3's mean that the interval may reach down to; how many times its steps a second
+
+
+class Zoo(NamedTuple):
+    """A task's entry in hyperparams/ppo.yml of rl-baselines3-zoo, in our words. log_std None: an MLP as sb3 has it."""
+
+    steps: int
+    num_envs: int
+    horizon: int
+    minibatch: int
+    epochs: int
+    gamma: float
+    lam: float
+    lr: float = 3e-4
+    clip: float = 0.2
+    fall: bool = False  # rate and clip fall to 0
+    entropy_coef: float = 0.0
+    max_grad_norm: float = 0.5
+    vf_coef: float = 0.5  # of sb3 alone: our critic has an Adam of its own, which no factor changes
+    normalize: bool = False
+    log_std: float | None = None  # with 256 × 256 ReLU and torch's own first weights
+
+
+TASKS = {
+    "CartPole-v1": Zoo(100_000, 8, 32, 256, 20, 0.98, 0.8, lr=1e-3, fall=True),
+    "LunarLander-v3": Zoo(1_000_000, 16, 1024, 64, 4, 0.999, 0.98, entropy_coef=0.01),
+    "Hopper-v5": Zoo(1_000_000, 1, 512, 32, 5, 0.999, 0.99, lr=9.80828e-5, entropy_coef=0.00229519, max_grad_norm=0.7,
+                     vf_coef=0.835671, normalize=True, log_std=-2.0),
+    "HalfCheetah-v5": Zoo(1_000_000, 1, 512, 64, 20, 0.98, 0.92, lr=2.0633e-5, clip=0.1, entropy_coef=0.000401762,
+                          max_grad_norm=0.8, vf_coef=0.58096, normalize=True, log_std=-2.0),
+}  # fmt: skip
+
+
+def jobs(smoke: bool) -> list[Row]:
+    """A training each: a task after the other, both libraries of a seed before the next seed."""
+    tasks = ["CartPole-v1"] if smoke else TASKS
+    return [
+        {"env": env, "algo": who, "seed": seed, "steps": 6_000 if smoke else TASKS[env].steps}
+        for env in tasks for seed in (SEEDS[:2] if smoke else SEEDS) for who in NAMES
+    ]  # fmt: skip
+
+
+def rows(job: Row) -> list[Row]:
+    """The training's curve."""
+    if job["algo"] == "sb3":
+        return [sb3(job["env"], job["seed"], job["steps"])]
+    return [curve([*words(job["env"]), f"seed={job['seed']}"], job["steps"], POINTS)]
+
+
+def words(env: str) -> list[str]:
+    """The zoo's settings as ours. The critic's rate falls to 0 within each fit: from twice the zoo's, whose mean it has."""
+    zoo = TASKS[env]
+    keys = {
+        "algo": "ppo", "env": env, "env.backend": "sync", "num_envs": zoo.num_envs, "horizon": zoo.horizon,
+        "algo.minibatch": zoo.minibatch, "algo.epochs": zoo.epochs, "algo.gamma": zoo.gamma, "algo.lam": zoo.lam,
+        "algo.lr": zoo.lr, "algo.clip": zoo.clip, "algo.decay_lr": zoo.fall, "algo.decay_clip": zoo.fall,
+        "algo.entropy_coef": zoo.entropy_coef, "algo.max_grad_norm": zoo.max_grad_norm,
+        "env.normalize_obs": zoo.normalize, "env.normalize_return": zoo.normalize,
+        "critic.lr": 2 * zoo.lr, "critic.epochs": zoo.epochs, "critic.minibatch": zoo.minibatch,
+    }  # fmt: skip
+    if zoo.log_std is not None:
+        keys |= {"policy.log_std": zoo.log_std, "policy.init": "uniform"}
+        keys |= {f"{net}.{key}": value for net in ("policy", "critic")
+                 for key, value in (("hidden", "[256,256]"), ("activation", "relu"))}  # fmt: skip
+    return [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in keys.items()]
+
+
+def sb3(env: str, seed: int, steps: int) -> Row:
+    """A `curve` of stable-baselines3's PPO. Its greedy episodes are not played."""
+    import torch
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    torch.set_num_threads(1)
+    ended: list[tuple[int, float]] = []
+    spent: list[tuple[int, float]] = []
+    began, zoo = time.process_time(), TASKS[env]
+
+    class Told(BaseCallback):
+        def _on_step(self) -> bool:
+            ended.extend((self.num_timesteps, i["episode"]["r"]) for i in self.locals["infos"] if "episode" in i)
+            return True
+
+        def _on_rollout_start(self) -> None:  # an update has ended
+            spent.append((self.num_timesteps, time.process_time() - began))
+
+        _on_training_end = _on_rollout_start
+
+    vec = make_vec_env(env, zoo.num_envs, seed=seed)
+    options: dict[str, Any] = {}
+    if zoo.log_std is not None:
+        nets = {"pi": [256, 256], "vf": [256, 256]}
+        options = {"log_std_init": zoo.log_std, "ortho_init": False, "activation_fn": torch.nn.ReLU, "net_arch": nets}
+    falling = lambda start: (lambda left: left * start) if zoo.fall else start  # noqa: E731
+    PPO(
+        "MlpPolicy", VecNormalize(vec, gamma=zoo.gamma) if zoo.normalize else vec, n_steps=zoo.horizon,
+        batch_size=zoo.minibatch, n_epochs=zoo.epochs, gamma=zoo.gamma, gae_lambda=zoo.lam,
+        learning_rate=falling(zoo.lr), clip_range=falling(zoo.clip), ent_coef=zoo.entropy_coef, vf_coef=zoo.vf_coef,
+        max_grad_norm=zoo.max_grad_norm, policy_kwargs=options, seed=seed, device="cpu",
+    ).learn(steps, callback=Told())  # fmt: skip
+    return shares(ended, spent, steps, POINTS) | {"greedy": None}
+
+
+def answer(rows: Sequence[Row]) -> Answer:
+    """The page, of as many trainings as there are."""
+    envs = [env for env in TASKS if {row["algo"] for row in rows if row["env"] == env} == set(NAMES)]
+    found = [comparison(rows, env) for env in envs]
+    total = len(jobs(False))
+    return Answer(
+        title="PPO beside stable-baselines3's",
+        question="With the settings that rl-baselines3-zoo has for stable-baselines3's PPO, does this project's learn as "
+        f"well (the interval of the difference above {WORST} %), and how much faster does it train?",
+        claims=[learns(found, len(rows) == total), trains(rows, envs)],
+        sentence=("" if len(rows) == total else f"**Not complete: {len(rows)} of {total} trainings.** ")
+        + "Scores are mean returns of the training episodes that ended in the last tenth of the steps; differences are of "
+        "means over seeds, with 95 % bootstrap intervals.",
+        run=f"{len(rows)} trainings, seeds {min(r['seed'] for r in rows)} to {max(r['seed'] for r in rows)}, one thread each: "
+        + listing([f"{env} for {TASKS[env].steps:,} steps" for env in envs]) + ".",
+        tables=[
+            Table("Return", *cells(*returns(found))),
+            Table("Steps per second", *rates(rows, envs), before="Of one core, learning included: mean over seeds."),
+            Table("Settings", ["", "ours"], [[env, f"`{' '.join(words(env))}`"] for env in TASKS],
+                  before="The zoo's (hyperparams/ppo.yml; LunarLander's and MuJoCo's of the tasks' earlier versions). The "
+                  "critic has the same rate on average, epochs and minibatches."),
+        ],
+        plot=partial(plot.draw, comparisons=found, axes=["steps", "seconds"], metric="return"),
+        caption="Return over steps and seconds: IQM over seeds with its 95 % bootstrap interval.",
+        oracle="Both train in the same process, on the same environments of Gymnasium, episodes counted by sb3's own Monitor "
+        "there and by our collector here. The update itself is tested against torch's Adam on the textbook's formulas.",
+        cannot=[
+            "Not the same algorithm to the letter: sb3 normalises advantages over each minibatch, rewards by a running "
+            "deviation (where the zoo normalises), and shares Adam and the gradient's clipping between policy and critic; here "
+            "advantages are normalised over the batch, the critic's targets instead of rewards, and the critic has an Adam of its own.",
+            "Seconds are CPU seconds of one thread of one machine that did other things as well.",
+        ],
+        literature=["Schulman et al. 2017 (Proximal policy optimization algorithms).",
+                    "Raffin et al. 2021 (Stable-Baselines3), and the settings of its rl-baselines3-zoo."],
+        size=(12, 3.6 * len(envs)),
+    )  # fmt: skip
+
+
+def comparison(rows: Sequence[Row], env: str) -> Comparison:
+    """Both libraries on a task."""
+    runs = {name: [as_run(r) for r in rows if (r["env"], r["algo"]) == (env, who)] for who, name in NAMES.items()}
+    return summary.compare(env, runs, Options([Path()], by=["env"]))
+
+
+def returns(found: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
+    """Means, difference, and the difference in % of sb3's mean."""
+    table = []
+    for c in found:
+        ours, theirs = c.groups
+        value, ends = stats.difference(ours.finals, theirs.finals)
+        unit = 100 / abs(theirs.finals.mean())
+        means = [f"{summary.number(g.finals.mean())} ({len(g.runs)})" for g in c.groups]
+        said = [f"{v:+.3g} [{low:+.3g}, {high:+.3g}]" for v, low, high in ((value, *ends), (value * unit, *np.array(ends) * unit))]
+        table.append([c.env, *means, *said])
+    return ["", *(f"{name}, mean (seeds)" for name in NAMES.values()), "difference", "in %"], table
+
+
+def learns(found: Sequence[Comparison], complete: bool) -> Claim:
+    """Whether the lower end is above WORST everywhere."""
+    below, told = [], []
+    for c in found:
+        ours, theirs = (group.finals for group in c.groups)
+        value, ends = (np.array(each) * 100 / abs(theirs.mean()) for each in stats.difference(ours, theirs))
+        below.append(ends[0] <= WORST)
+        told.append(f"{c.env} {value:+.0f} % [{ends[0]:+.0f}, {ends[1]:+.0f}] (n = {min(len(ours), len(theirs))})")
+    settled = complete or any(b and min(len(g.runs) for g in c.groups) >= FEW for b, c in zip(below, found, strict=True))
+    word = {0: "true", len(below): "false"}.get(sum(below), "half true") if settled else "not settled"
+    return Claim("It learns as stable-baselines3's does", word, minus(f"{'; '.join(told)}."))
+
+
+def trains(rows: Sequence[Row], envs: Sequence[str]) -> Claim:
+    """Whether it makes FASTER times the steps of a second."""
+    ratios = {env: rate(rows, env, "ours") / rate(rows, env, "sb3") for env in envs}
+    slow = sum(ratio < FASTER for ratio in ratios.values())
+    word = {0: "true", len(ratios): "false"}.get(slow, "half true") if len(envs) == len(TASKS) else "not settled"
+    told = "; ".join(f"{env} {ratio:.1f} times" for env, ratio in ratios.items())
+    return Claim(f"It trains at least {FASTER} times its steps per second", word, f"{told}.")
+
+
+def rate(rows: Sequence[Row], env: str, who: str) -> float:
+    """Steps per CPU second, mean over seeds."""
+    runs = [row for row in rows if (row["env"], row["algo"]) == (env, who)]
+    return float(np.mean([row["steps"] / as_run(row).x["seconds"][-1] for row in runs]))
+
+
+def rates(rows: Sequence[Row], envs: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Of both, and the ratio."""
+    table = []
+    for env in envs:
+        both = [rate(rows, env, who) for who in NAMES]
+        table.append([env, *map(number, both), f"{both[0] / both[1]:.1f}"])
+    return ["", *NAMES.values(), "ratio"], table
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.modules[__name__], sys.argv[1:]))

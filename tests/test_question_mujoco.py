@@ -1,0 +1,93 @@
+"""results/mujoco and results/ppo say what their rows say, and how many of these there are."""
+
+import importlib
+
+import numpy as np
+import pytest
+from whole_runs import ROOT
+
+from rl_natgrad.config import compose
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts" / "questions")
+    return importlib.import_module
+
+
+def invented(jobs, end):
+    """Rows of made-up runs of these jobs, with straight curves up to end(job)."""
+    def cell(low, high):
+        return " ".join(f"{x:.5g}" for x in np.linspace(low, high, 50))
+
+    return [job | {"curve": cell(-end(job), end(job)), "clock": cell(1, 100), "greedy": end(job)} for job in jobs]
+
+
+def cell(answer, title, row, column):
+    (found,) = [table for table in answer.tables if table.title == title]
+    (line,) = [line for line in found.rows if line[0] == row]
+    return line[list(found.header).index(column)]
+
+
+def test_one_setting_for_all_six(scripts):
+    question = scripts("mujoco_")
+    for words in question.SETTINGS.values():
+        trees = []
+        for env in question.ENVS:
+            tree = compose.load([*words.split(), f"env={env}"]).tree()
+            assert tree["env"].pop("id") == f"{env}-v5"
+            trees.append(tree)
+        assert trees == [trees[0]] * 6
+    jobs = question.jobs(False)
+    assert len(jobs) == 240 and {job["seed"] for job in jobs[:24]} == {100}
+    assert len({(job["env"], job["algo"]) for job in jobs[:24]}) == 24
+
+
+VERDICTS = {15: ["not settled"] * 4, 240: ["half true", "true", "TRPO", "TRPO"]}
+
+
+@pytest.mark.parametrize("count, verdicts", VERDICTS.items())
+def test_a_page_of_what_there_is_says_how_much(scripts, count, verdicts, tmp_path):
+    question = scripts("mujoco_")
+    ends, low = {"trpo": 4600, "ppo": 3000, "npg": 2000, "pg": 1000}, {"Hopper": 0.4}
+    jobs = question.jobs(False)[:count]
+    rows = invented(jobs, lambda job: ends[job["algo"]] * low.get(job["env"], 1))
+    for row in rows:
+        row["greedy"] = 4600
+    answer = question.answer(rows)
+    assert [claim.verdict for claim in answer.claims] == verdicts
+    assert ("Not complete: 15 of 240" in answer.sentence) == (count == 15)
+    n = cell(answer, "At equal environment steps", "HalfCheetah-v5", "n")
+    assert n == ("1" if count == 15 else "10")
+    score = 4600 * (2 * 46.5 / 49 - 1)  # the mean of the last tenth: a line's value at its middle
+    assert cell(answer, "Beside other libraries", "HalfCheetah-v5", "measured: ours").startswith(f"{score:,.0f} [")
+    assert cell(answer, "Beside other libraries", "Ant-v5", "sb3-contrib, published") == "3,554"
+    assert cell(answer, "What a second does", "Hopper-v5", "TRPO") == "10"
+    answer.draw(tmp_path / "figure.png")
+
+
+def test_a_task_that_is_behind_is_not_reached(scripts):
+    question = scripts("mujoco_")
+    rows = invented(question.jobs(False), lambda job: 3000)
+    assert question.answer(rows).claims[1].verdict == "half true"
+    assert question.answer(invented(question.jobs(False), lambda job: 10)).claims[0].verdict == "false"
+
+
+@pytest.mark.parametrize("theirs, verdict", [(100.0, "true"), (150.0, "false")])
+def test_the_lower_end_decides(scripts, theirs, verdict, tmp_path):
+    question = scripts("ppo")
+    answer = question.answer(invented(question.jobs(False), lambda job: theirs if job["algo"] == "sb3" else 100.0))
+    assert [claim.verdict for claim in answer.claims] == [verdict, "false"]
+    said = {"true": "+0 [+0, +0]", "false": "−33.3 [−33.3, −33.3]"}
+    assert cell(answer, "Return", "Hopper-v5", "in %") == said[verdict]
+    part = question.answer(invented(question.jobs(False)[:4], lambda job: 100.0))
+    assert {claim.verdict for claim in part.claims} == {"not settled"} and "4 of 80" in part.sentence
+    part.draw(tmp_path / "figure.png")
+
+
+def test_the_zoos_settings_are_words(scripts):
+    question = scripts("ppo")
+    for env, zoo in question.TASKS.items():
+        cfg = compose.load([*question.words(env), f"total_steps={zoo.steps}"])
+        assert cfg.num_envs * cfg.horizon % zoo.minibatch == 0 and cfg.algo.minibatch == zoo.minibatch
+        assert cfg.env.normalize_obs == zoo.normalize == (zoo.log_std is not None)
