@@ -131,6 +131,7 @@ def test_an_open_page_is_of_what_is_there(pages, jobs, tmp_path, capsys):
     assert run("jobs=1") == (1, [0, 1, 2])
     question.jobs = lambda smoke: jobs
     assert run("jobs=0") == (0, [0, 1, 2]) and (tmp_path / "results" / "doubling" / "data.csv").exists()
+    assert run("jobs=1", "only=4") == (0, [0, 1, 2, 4])
     assert run("jobs=2") == (0, [0, 1, 2, 3, 4])
     assert sorted((tmp_path / "log").read_text().split()) == list("01234")
 

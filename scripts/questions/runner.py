@@ -9,7 +9,8 @@ A question is a module of this folder with three functions:
 `python scripts/questions/<name>.py` runs what is missing, writes results/<name>/data.csv, and renders the page from it.
 `render` only renders.  smoke=1 writes below runs/questions/smoke instead.  jobs=N jobs at once (one per core; a
 question that is timed sets ALONE = True and runs one).  A question whose work takes days sets OPEN = True: its page
-is of what is there, also when the work was stopped, and jobs=0 makes it without running anything.
+is of what is there, also when the work was stopped, and jobs=0 makes it without running anything.  only=trpo,Ant runs
+the jobs that have these values alone.
 """
 
 import csv
@@ -44,10 +45,10 @@ def main(question: ModuleType, argv: Sequence[str]) -> int:
     Exit code: 0, 1 (a job failed; the page stays as it was), 2 (refused), 130 (stopped).
     """
     name = title(question)
-    words = {"jobs": "1" if getattr(question, "ALONE", False) else str(cores()), "smoke": "0", "render": "0"}
+    words = {"jobs": "1" if getattr(question, "ALONE", False) else str(cores()), "smoke": "0", "render": "0", "only": ""}
     given = dict(word.split("=", 1) if "=" in word else (word, "1") for word in argv)
     if given.keys() - words.keys():
-        print(f"error: expected [render] [smoke=1] [jobs=N], got {shlex.join(argv)}", file=sys.stderr)
+        print(f"error: expected [render] [smoke=1] [jobs=N] [only=…], got {shlex.join(argv)}", file=sys.stderr)
         return 2
     words |= given
     smoke, code = words["smoke"] == "1", 0
@@ -55,7 +56,9 @@ def main(question: ModuleType, argv: Sequence[str]) -> int:
     if words["render"] == "0":
         kept = ROOT / "runs/questions" / f"{name}{'-smoke' if smoke else ''}.jsonl"
         jobs, incomplete = question.jobs(smoke), getattr(question, "OPEN", False)
-        code = work(question, jobs, kept, int(words["jobs"])) if words["jobs"] != "0" else 0
+        wanted = set(filter(None, words["only"].split(",")))
+        now = [job for job in jobs if wanted <= set(map(str, job.values()))] if words["jobs"] != "0" else []
+        code = work(question, now, kept, int(words["jobs"])) if now else 0
         if code and not incomplete:
             return code
         there = {_key(line["job"]) for line in read(kept)}
