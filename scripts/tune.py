@@ -7,7 +7,7 @@ All are trained on seeds 1000 and 1001, the best three again on 1002 to 1004, an
 on which nothing is ever chosen.  What is no knob here is as it comes with the environment.
 
 What is missing is run, a training a job, and kept in runs/questions/tune.jsonl: it can be stopped and started.
-results/tuning/data.csv has every training, the table that is printed a line per task and algorithm.
+results/tuning/data.csv has every training so far, the table that is printed a line per task and algorithm.
 smoke=1 tries everything in a minute, below runs/questions/smoke.
 """
 
@@ -183,15 +183,18 @@ def main(module: ModuleType, argv: Sequence[str]) -> int:
     out = (ROOT / "runs/questions/smoke" if smoke else ROOT / "results") / "tuning"
     done = lambda jobs: collected(jobs, kept)[0]  # noqa: E731
     running = [rounds(env, algo, plan, done) for env in envs for algo in algos]
+    code = 0
     for each in zip(*running, strict=True):  # a round of all, and then the next
         if code := work(module, [job for jobs in each for job in jobs], kept, int(given["jobs"])):
-            return code
+            break
+    if not read(kept):
+        return code
     every, about = collected([line["job"] for line in read(kept)], kept)
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "data.csv", to_csv(every, about).encode())
     print(table(every))
     print(f"wrote   {(out / 'data.csv').relative_to(ROOT)}")
-    return 0
+    return code
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from rl_natgrad.compare import main, plot
 from rl_natgrad.compare.options import Options, parse
 from rl_natgrad.compare.runs import comparisons, read_runs
-from rl_natgrad.compare.summary import compare, normalised
+from rl_natgrad.compare.summary import compare, leaders, normalised, ranking
 
 
 def labels(root: Path, *by: str) -> dict[str, list[int]]:
@@ -420,10 +420,26 @@ def test_several_environments_have_a_profile(tmp_path, capsys):
     assert names >= {"curves.svg", "curves.pdf", "profile.svg", "profile.pdf", "summary.csv", "summary.md"}
     assert "Two tasks" in (tmp_path / "compare" / "profile.svg").read_text() or "<svg" in (
         tmp_path / "compare" / "profile.svg").read_text()
+    text = (tmp_path / "compare" / "summary.md").read_text()
+    assert "| Acrobot-v1 | 280 to 300 | 2 | 100.0 [100.0, 100.0] | 200.0 [200.0, 200.0] |" in text
+    assert "| pg > trpo | 0.00 [0.00, 0.00] | 0.00 [0.00, 0.00] |" in text
+    assert "not ranked, with under 5 seeds: pg and trpo on Acrobot-v1; pg and trpo on CartPole-v1." in text
     groups, _ = comparisons(read_runs(Options([tmp_path]))[0], ["env"])
     told = [compare(env, members, Options([tmp_path])) for env, members in groups.items()]
     shares = {label: [list(s) for s in strata] for label, strata in normalised(told).items()}
     assert shares == {"pg": [[0, 0], [0, 0]], "trpo": [[1, 1], [1, 1]]}
+
+
+def test_groups_of_few_seeds_are_not_ranked(tmp_path):
+    for algo, end, seeds in (("pg", 1.0, 5), ("npg", 1.0, 5), ("trpo", 2.0, 4)):
+        for seed in range(seeds):
+            write_run(tmp_path, algo, seed, returns=[0.0, end, end])
+    groups, _ = comparisons(read_runs(Options([tmp_path]))[0], [])
+    told = [compare(env, members, Options([tmp_path])) for env, members in groups.items()]
+    word, sentence = ranking(told)
+    assert word == "npg and pg" and leaders(told[0]) == ["trpo"]
+    assert sentence.startswith("npg and pg cannot be told apart on CartPole-v1 (1 [1, 1]); not ranked")
+    assert sentence.endswith(": trpo on CartPole-v1.")
 
 
 def test_out_may_be_the_figure_alone(two_algos, capsys):

@@ -132,6 +132,16 @@ def test_paired_agrees_with_loops_and_sees_what_seeds_share():
     assert stats.paired(x, x) == (0.0, (0.0, 0.0))
 
 
+def test_difference_is_of_means_and_its_interval_scipys():
+    x, y = np.array(SAMPLES["ten"][0]), np.array([470.0, 480.0, 490.0, 455.0, 500.0, 420.0])
+    found, interval = stats.difference(x, y, replicates=20_000)
+    assert found == pytest.approx(x.mean() - y.mean())
+    told = scipy_stats.bootstrap(
+        (x, y), lambda a, b, axis: a.mean(axis) - b.mean(axis), method="percentile", n_resamples=20_000, rng=1
+    )
+    assert interval == pytest.approx(told.confidence_interval, abs=0.02 * (interval[1] - interval[0]))
+
+
 def test_corrected_interval_by_hand():
     # d = 1, 2, 3, 4: mean 5/2, s² = 5/3; 1/n + n_test/n_train = 1/4 + 1/3 with a quarter held out; t₃ = 3.18245.
     half = 3.18244631 * math.sqrt((1 / 4 + 1 / 3) * 5 / 3)

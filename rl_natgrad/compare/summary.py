@@ -6,7 +6,7 @@ import math
 import statistics
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -169,12 +169,14 @@ def leaders(comparison: Comparison) -> list[str]:
 
 
 def ranking(comparisons: Sequence[Comparison]) -> tuple[str, str]:
-    """Who ends highest, in a word and in a sentence. An environment with few seeds in a group has no order."""
+    """Who ends highest, in a word and in a sentence. Groups of few seeds are left out, and named."""
     places: dict[tuple[tuple[str, ...], bool], list[str]] = {}
-    unsettled = []
-    for comparison in comparisons:
-        if few(comparison) or not comparison.pairs:
-            unsettled.append(comparison.env)
+    left_out = []
+    for whole in comparisons:
+        comparison = _of_many(whole)
+        small = [group.label for group in whole.groups if group not in comparison.groups]
+        left_out += [f"{listing(small)} on {whole.env}"] * bool(small)
+        if len(comparison.groups) < 2:
             continue
         first, ahead = max(comparison.groups, key=lambda group: group.iqm), leaders(comparison)
         place = f"{comparison.env} ({with_interval(number, first.iqm, first.interval)})"
@@ -187,12 +189,18 @@ def ranking(comparisons: Sequence[Comparison]) -> tuple[str, str]:
             parts.append(f"{listing(names)} cannot be told apart on {listing(where)}")
         else:
             parts.append(f"{listing(names)} end highest on {listing(where)}, where they cannot be told apart")
-    if unsettled:
-        parts.append(f"not ranked, with one group or under {FEW} seeds in one: {listing(unsettled)}")
+    if left_out:
+        parts.append(f"not ranked, with under {FEW} seeds: {'; '.join(left_out)}")
     words = [listing(names) for names, _ in places] or ["not settled"]
     word = words[0] if len(words) == 1 else "it depends on the task"
-    text = "; ".join(parts)
-    return word, f"{text[0].upper()}{text[1:]}."
+    return word, f"{'; '.join(parts) or 'nothing to rank'}."
+
+
+def _of_many(comparison: Comparison) -> Comparison:
+    """The groups of at least FEW seeds."""
+    groups = [group for group in comparison.groups if len(group.runs) >= FEW]
+    labels = {group.label for group in groups}
+    return replace(comparison, groups=groups, pairs=[p for p in comparison.pairs if {p.left, p.right} <= labels])
 
 
 def overview(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:

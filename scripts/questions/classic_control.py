@@ -18,6 +18,7 @@ from rl_natgrad.compare.runs import Run
 from rl_natgrad.compare.summary import Comparison, duration
 from rl_natgrad.config.refusals import listing
 
+OPEN = True
 ALGOS = {"trpo": "TRPO", "npg": "NPG", "ppo": "PPO", "pg-steps": "PG, several steps", "pg": "PG"}
 WORDS = {"pg-steps": ["algo=ppo", "algo.surrogate=none"]}  # of what is no algo= itself
 STEPS = {"CartPole-v1": 100_000, "Acrobot-v1": 100_000, "Pendulum-v1": 200_000, "LunarLander-v3": 300_000}
@@ -76,7 +77,9 @@ def answer(rows: Sequence[Row]) -> Answer:
         "equal steps, after equal updates and after equal time?",
         claims=[Claim(f"Which is ahead over {AXES[axis]}?", *map(minus, summary.ranking(found)))
                 for axis, found in by_axis.items()],
-        sentence="“Ahead” is by interquartile mean (IQM) over seeds, with its 95 % bootstrap interval in brackets. Two "
+        sentence=("" if len(settings) == len(jobs(False)) else f"**Not complete: {len(settings)} of {len(jobs(False))} "
+                  "trainings.** The column n says how many seeds the algorithms have. ")
+        + "“Ahead” is by interquartile mean (IQM) over seeds, with its 95 % bootstrap interval in brackets. Two "
         "algorithms are told apart where the 95 % interval of the probability that a run of one ends above a run of "
         "the other leaves out one half.",
         run=f"{len(settings)} trainings with seeds {min(r['seed'] for r in rows)} to {max(r['seed'] for r in rows)}: "
