@@ -139,9 +139,10 @@ def said(settings: Sequence[Row]) -> str:
     def values(key: str) -> str:
         return " or ".join(dict.fromkeys(f"{row[key]:g}" for row in settings if row.get(key) is not None)) or "–"
 
-    return (f"δ = {values('delta')}, damping {values('damping')}, Adam at {values('lr')} for PG and at "
-            f"{values('ppo_lr')} for PPO and PG with several steps, {values('epochs')} epochs of minibatches of "
-            f"{values('minibatch')}, clip {values('clip')}, "
+    minibatches = (f" and at {values('ppo_lr')} for PPO and PG with several steps, {values('epochs')} epochs of "
+                   f"minibatches of {values('minibatch')}, clip {values('clip')}")  # fmt: skip
+    return (f"δ = {values('delta')}, damping {values('damping')}, Adam at {values('lr')} for PG"
+            f"{minibatches if values('epochs') != '–' else ''}, "
             f"γ = {values('gamma')}, λ = {values('lam')}, {values('num_envs')} environments × "
             f"{values('horizon')} steps")  # fmt: skip
 
