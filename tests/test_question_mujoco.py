@@ -83,6 +83,9 @@ def test_the_lower_end_decides(scripts, theirs, verdict, tmp_path):
     part = question.answer(invented(question.jobs(False)[:4], lambda job: 100.0))
     assert {claim.verdict for claim in part.claims} == {"not settled"} and "4 of 80" in part.sentence
     part.draw(tmp_path / "figure.png")
+    alone = question.answer(invented(question.jobs(False)[:1], lambda job: 100.0))
+    assert {claim.verdict for claim in alone.claims} == {"not settled"}
+    alone.draw(tmp_path / "figure.png")
 
 
 def test_the_zoos_settings_are_words(scripts):

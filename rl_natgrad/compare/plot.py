@@ -99,7 +99,8 @@ def _panel(panel, comparison: Comparison, axis: str) -> None:
         panel.axhline(comparison.threshold, color="0.6", linewidth=0.8, linestyle=":")
     panel.set_title(_title(comparison), fontsize="medium")
     panel.set_xlabel(AXES[axis])
-    panel.xaxis.set_major_formatter(EngFormatter(sep=""))  # 100k
+    if axis != "seconds":
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))  # 100k
 
 
 def _bars(panel, comparison: Comparison) -> None:

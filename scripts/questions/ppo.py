@@ -150,7 +150,7 @@ def answer(rows: Sequence[Row]) -> Answer:
                   before="The zoo's (hyperparams/ppo.yml; LunarLander's and MuJoCo's of the tasks' earlier versions). The "
                   "critic has the same rate on average, epochs and minibatches."),
         ],
-        plot=partial(plot.draw, comparisons=found, axes=["steps", "seconds"], metric="return"),
+        plot=partial(plot.draw, comparisons=found, axes=["steps", "seconds"], metric="return") if found else lambda _: None,
         caption="Return over steps and seconds: IQM over seeds with its 95 % bootstrap interval.",
         oracle="Both train in the same process, on the same environments of Gymnasium, episodes counted by sb3's own Monitor "
         "there and by our collector here. The update itself is tested against torch's Adam on the textbook's formulas.",
@@ -162,7 +162,7 @@ def answer(rows: Sequence[Row]) -> Answer:
         ],
         literature=["Schulman et al. 2017 (Proximal policy optimization algorithms).",
                     "Raffin et al. 2021 (Stable-Baselines3), and the settings of its rl-baselines3-zoo."],
-        size=(12, 3.6 * len(envs)),
+        size=(12, 3.6 * max(len(envs), 1)),
     )  # fmt: skip
 
 
@@ -195,7 +195,7 @@ def learns(found: Sequence[Comparison], complete: bool) -> Claim:
         told.append(f"{c.env} {value:+.0f} % [{ends[0]:+.0f}, {ends[1]:+.0f}] (n = {min(len(ours), len(theirs))})")
     settled = complete or any(b and min(len(g.runs) for g in c.groups) >= FEW for b, c in zip(below, found, strict=True))
     word = {0: "true", len(below): "false"}.get(sum(below), "half true") if settled else "not settled"
-    return Claim("It learns as stable-baselines3's does", word, minus(f"{'; '.join(told)}."))
+    return Claim("It learns as stable-baselines3's does", word, minus(f"{'; '.join(told) or 'Nothing yet'}."))
 
 
 def trains(rows: Sequence[Row], envs: Sequence[str]) -> Claim:
@@ -203,7 +203,7 @@ def trains(rows: Sequence[Row], envs: Sequence[str]) -> Claim:
     ratios = {env: rate(rows, env, "ours") / rate(rows, env, "sb3") for env in envs}
     slow = sum(ratio < FASTER for ratio in ratios.values())
     word = {0: "true", len(ratios): "false"}.get(slow, "half true") if len(envs) == len(TASKS) else "not settled"
-    told = "; ".join(f"{env} {ratio:.1f} times" for env, ratio in ratios.items())
+    told = "; ".join(f"{env} {ratio:.1f} times" for env, ratio in ratios.items()) or "Nothing yet"
     return Claim(f"It trains at least {FASTER} times its steps per second", word, f"{told}.")
 
 
