@@ -7,7 +7,20 @@ import pytest
 import torch
 from oracles import DenseFisher, each_head, krylov_minimiser, make_problem, randn, spectrum
 
-from rl_natgrad.optim.solvers import TooLarge, cg, cholesky, diagonal, identity, pinv, steihaug, svd, woodbury
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rl_natgrad.optim.solvers import (
+    TooLarge,
+    cg,
+    cholesky,
+    conjugate_gradients_there,
+    diagonal,
+    identity,
+    pinv,
+    steihaug,
+    svd,
+    woodbury,
+)
 from rl_natgrad.training.build import FISHERS, SOLVERS
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -24,6 +37,7 @@ DAMPED = {
     "steihaug": partial(steihaug, max_iter=400, tol=1e-13),
     "cholesky": partial(cholesky, max_gib=1),
     "woodbury": partial(woodbury, max_gib=1),
+    "cg there": partial(conjugate_gradients_there, max_iter=400, tol=1e-13),
 }
 ALL = {
     "identity": identity,
@@ -229,6 +243,33 @@ def test_cg_uses_one_product_per_iteration_and_no_random_numbers():
     cg(Counting(spectrum(SPECTRA["ill conditioned"]).A), randn(1, P), damping=0.1, max_iter=7, tol=0.0)
     assert len(calls) == 7
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Reads(TorchDispatchMode):
+    """Counts the numbers that the program waits for, one at a time."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("max_iter, tol", [(1, 0.0), (7, 0.0), (60, 1e-3)])
+@pytest.mark.parametrize("w", [*SPECTRA.values(), [-1.0] + [1.0] * (P - 1), [-0.01] + [1 + k / P for k in range(P - 1)],
+                               [float("nan")] * P], ids=str)  # fmt: skip
+def test_cg_without_waiting_for_a_device_stops_where_cg_stops(w, max_iter, tol):
+    F, b = spectrum(w), randn(1, P)
+    b = b if w[0] > 0 else F.A @ b  # of a negative eigenvalue not the first product, but a later one, tells
+    settings = {"damping": 0.1, "max_iter": max_iter, "tol": tol}
+    with Reads() as while_waiting:
+        a = cg(F, b, **settings)
+    with Reads() as reads:
+        c = conjugate_gradients_there(F, b, **settings)
+    assert reads.count == 0 < while_waiting.count  # but for what it says in the end, in one piece
+    assert (c.iterations, c.ok and not c.indefinite, c.indefinite) == (a.iterations, a.ok, a.indefinite)
+    assert c.residual == pytest.approx(a.residual, rel=1e-4, nan_ok=True)
+    assert (c.x - a.x).norm() <= 1e-8 * a.x.norm()
 
 
 # --- negative curvature -----------------------------------------------------------------------------

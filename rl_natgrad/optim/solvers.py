@@ -116,6 +116,9 @@ def _conjugate_gradients(
     """CG until it is done or meets pᵀAp ≤ 0, with the x so far."""
     given = b.dtype
     b = b.double() if float64 else b
+    if b.device.type != "cpu":
+        there = conjugate_gradients_there(F, b, damping, max_iter, tol)
+        return replace(there, x=there.x.to(given))
     x, r, p = torch.zeros_like(b), b.clone(), b.clone()
     rr = bb = float(r @ r)
     lam, ok, indefinite, k = None, _finite(b), False, 0
@@ -136,6 +139,33 @@ def _conjugate_gradients(
         k += 1
     residual = (rr / bb) ** 0.5 if bb > 0 else 0.0
     return Solution(x.to(given), k, residual, ok and _finite(x), ok and indefinite)
+
+
+def conjugate_gradients_there(F: Fisher, b: Tensor, damping: float, max_iter: int, tol: float) -> Solution:
+    """The same for a device that should not wait for this program: its numbers come here once, at the end.
+
+    So there are always max_iter products; those after the one that CG stops at change nothing.
+    """
+    x, r, p = torch.zeros_like(b), b.clone(), b.clone()
+    rr = bb = (r @ r).double()
+    ok, k = b.isfinite().all(), torch.zeros_like(bb)
+    indefinite, lam = ~ok & ok, torch.zeros_like(bb)
+    for i in range(max_iter):
+        Ap = F.mv(p)
+        if i == 0:
+            lam = damping * (p @ Ap).double() / bb
+        Ap = Ap + lam * p
+        pAp = (p @ Ap).double()
+        going = ok & ~indefinite & (rr > tol * tol * bb)
+        ok, indefinite = ok & (~going | pAp.isfinite()), indefinite | (going & (pAp <= 0))
+        going = going & ok & ~indefinite
+        alpha = rr / pAp
+        x, r = torch.where(going, x + alpha * p, x), torch.where(going, r - alpha * Ap, r)
+        new = torch.where(going, (r @ r).double(), rr)
+        p, rr, k = torch.where(going, new / rr * p + r, p), new, k + going
+    said = torch.stack([k, rr, bb, ok & x.isfinite().all(), ok & indefinite]).tolist()
+    residual = (said[1] / said[2]) ** 0.5 if said[2] > 0 else 0.0
+    return Solution(x, int(said[0]), residual, bool(said[3]), bool(said[4]))
 
 
 def cholesky(F: Fisher, b: Tensor, *, damping: float, max_gib: float) -> Solution:
