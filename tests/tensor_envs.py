@@ -11,16 +11,24 @@ WRONG = {
     "obs-nan": "environment 1, step 3: observation[2] is nan",
     "obs-outside": "environment 1, step 3: observation[2] is 1e+09, outside its space's [-1e+06, 1e+06]",
     "reward-inf": "environment 1, step 3: reward is inf",
+    "reward-nan": "environment 1, step 3: reward is nan",
     "obs-shape": "observation has shape (4, 2), expected (4, 3)",
     "obs-dtype": "observation has dtype torch.float64, expected torch.float32",
     "obs-numpy": "observation is ndarray",
     "obs-device": "observation is on meta, expected cpu (device)",
     "reward-shape": "reward has shape (4, 1), expected (4,)",
+    "reward-device": "reward is on meta, expected cpu (device)",
     "reward-complex": "reward has dtype torch.complex64, expected a real one",
     "terminated-float": "terminated has dtype torch.float32, expected torch.bool",
+    "terminated-shape": "terminated has shape (4, 1), expected (4,)",
+    "truncated-device": "truncated is on meta, expected cpu (device)",
     "truncated-none": "truncated is NoneType None, expected a tensor of shape (4,)",
     "raises": "step raised ValueError: the pole fell over",
     "arity": "step returned tuple",
+    "reset-shape": "observation has shape (4, 2), expected (4, 3)",
+    "reset-nan": "environment 1, step 0: observation[2] is nan",
+    "reset-arity": "reset returned Tensor",
+    "reset-raises": "reset raised ValueError: no pole",
 }
 
 
@@ -40,7 +48,17 @@ class Tape(VectorEnv):
     def reset(self, *, seed=None, options=None):
         self.calls = 0
         self.place, self.over = [[i, 0, 0] for i in range(self.num_envs)], [False] * self.num_envs
-        return self._see(), {}
+        obs = self._see()
+        match self.how:
+            case "reset-shape":
+                obs = obs[:, :2]
+            case "reset-nan":
+                obs[1, 2] = float("nan")
+            case "reset-arity":
+                return obs
+            case "reset-raises":
+                raise ValueError("no pole")
+        return obs, {}
 
     def _see(self):
         return torch.tensor(self.place, dtype=torch.float32, device=self.device)
@@ -64,17 +82,26 @@ class Tape(VectorEnv):
         for i in range(self.num_envs) if self.same else ():
             if self.over[i]:
                 self._begin(i)
+        match self.how:
+            case "final-shape":
+                last = last[:, :2]
+            case "final-device":
+                last = last.to("meta")
+            case "final-nan":
+                last[1, 0] = float("nan")
         info = {"final_obs": last} if self.same and flags.any() and self.how != "final" else {}
         return self._wrong(self._see(), reward.to(self.device), *flags.to(self.device), info)
 
     def _wrong(self, obs, reward, terminated, truncated, info):
+        if self.how == "grad":
+            return obs.requires_grad_(), reward.requires_grad_(), terminated, truncated, info
         if self.calls != self.at:
             return obs, reward, terminated, truncated, info
         match self.how:
             case "obs-nan" | "obs-outside":
                 obs[1, 2] = float("nan") if self.how == "obs-nan" else 1e9
-            case "reward-inf":
-                reward[1] = float("inf")
+            case "reward-inf" | "reward-nan":
+                reward[1] = float(self.how[-3:])
             case "obs-shape":
                 obs = obs[:, :2]
             case "obs-dtype":
@@ -85,10 +112,16 @@ class Tape(VectorEnv):
                 obs = obs.to("meta")
             case "reward-shape":
                 reward = reward[:, None]
+            case "reward-device":
+                reward = reward.to("meta")
             case "reward-complex":
                 reward = reward.to(torch.complex64)
             case "terminated-float":
                 terminated = terminated.float()
+            case "terminated-shape":
+                terminated = terminated[:, None]
+            case "truncated-device":
+                truncated = truncated.to("meta")
             case "truncated-none":
                 truncated = None
             case "raises":

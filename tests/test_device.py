@@ -249,14 +249,29 @@ def test_misbehaviour_ends_in_one_line(monkeypatch, tmp_path, capfd, how):
     words = [*TAPE, *TINY, f"env.kwargs.how={how}", "env.kwargs.lengths=[[20]]", f"runs_dir={tmp_path}"]
     assert whole_runs.run(monkeypatch, *words) == 1
     lines = [line for line in capfd.readouterr().err.splitlines() if line.strip()]
-    where = "" if WRONG[how].startswith("environment") else "environments 0 to 3, step 3 since their reset: "
+    step = 0 if how.startswith("reset") else 3
+    where = "" if WRONG[how].startswith("environment") else f"environments 0 to 3, step {step} since their reset: "
     assert len(lines) == 1 and lines[0].startswith(f"error: tensor_envs:Tape-v0, {where}{WRONG[how]}")
 
 
-def test_a_reset_within_the_step_must_show_the_last_observation():
-    one = collector(8, mode="SameStep", how="final")
-    with pytest.raises(RuntimeError, match=r"step 1 since their reset: info\['final_obs'\] is NoneType None"):
+@pytest.mark.parametrize(("how", "said"), [
+    ("final", r"step 1 since their reset: info\['final_obs'\] is NoneType None"),
+    ("final-shape", r"step 1 since their reset: info\['final_obs'\] has shape \(5, 2\), expected \(5, 3\)"),
+    ("final-device", r"step 1 since their reset: info\['final_obs'\] is on meta, expected cpu"),
+    ("final-nan", r"environment 1, step 1: observation\[0\] is nan"),
+])  # fmt: skip
+def test_a_reset_within_the_step_must_show_the_last_observation(how, said):
+    one = collector(8, mode="SameStep", how=how)
+    with pytest.raises(RuntimeError, match=said):
         one.collect(Coin())
+
+
+def test_an_environment_that_can_be_differentiated_is_as_any_other():
+    tape = compose.load([*TAPE, *TINY]), compose.load([*TAPE, *TINY, "env.kwargs.how=grad"])
+    with Training(tape[0]) as plain, Training(tape[1]) as run:
+        for _ in range(2):
+            assert run.iterate().keys() == plain.iterate().keys()
+        assert torch.equal(run.policy.theta, plain.policy.theta)
 
 
 @pytest.mark.parametrize(("words", "said"), [

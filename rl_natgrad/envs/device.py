@@ -146,7 +146,7 @@ class DeviceEnvs(WithSpaces):
             raise self._error(f"{field} is on {value.device}, expected {self.device} (device)")
         if value.dtype != dtype if dtype else value.is_complex():
             raise self._error(f"{field} has dtype {value.dtype}, expected {dtype or 'a real one'}")
-        return value
+        return value.detach()  # of simulators that can be differentiated
 
     def _where(self) -> str:
         return f"{self.id}, environments 0 to {self.num_envs - 1}, step {self.calls} since their reset"
