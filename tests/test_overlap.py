@@ -35,6 +35,7 @@ from rl_natgrad.training.loop import Loop
 
 WORDS = [*SMALL, "total_steps=1500", "checkpoint.every=3", "eval.every=5"]
 MISBEHAVING = ["env=environments:Misbehaving-v0", "env.allow_import=true", "critic.hidden=[4]"]
+DEVICE = {"CartPole-device": ["env=CartPole", "env.backend=device"]}
 FITS = {
     "adam": CRITIC,
     "lbfgs": ["critic=lbfgs", "critic.hidden=[8]", "critic.max_iter=3"],
@@ -94,10 +95,10 @@ def finite_if(monkeypatch, right):
 
 @pytest.mark.parametrize("algo, env, fit", [
     ("trpo", "CartPole-native", "adam"), ("pg", "CartPole-sync", "adam"), ("npg", "CartPole-native", "lbfgs"),
-    ("trpo", "CartPole-sync", "trust region"),
+    ("trpo", "CartPole-sync", "trust region"), ("trpo", "CartPole-device", "adam"),
 ])  # fmt: skip
 def test_the_same_run_as_without(train, helpers, algo, env, fit):
-    words = [f"algo={algo}", *ENVS[env], *FITS[fit]]
+    words = [f"algo={algo}", *(ENVS | DEVICE)[env], *FITS[fit]]
     code, alone = train("alone", *words, "critic.overlap=false")
     assert code == 0 and not helpers
     code, path = train("beside", *words, "critic.overlap=true")
