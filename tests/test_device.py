@@ -8,21 +8,25 @@ import pytest
 import torch
 import whole_runs
 from gymnasium import spaces
-from oracles import HEADS
+from oracles import HEADS, Reads
 from tensor_envs import LENGTHS, WRONG, Tape
 from vector_envs import Script
 
 import rl_natgrad
 from rl_natgrad.config import compose
+from rl_natgrad.config.refusals import ConfigError
 from rl_natgrad.envs.checks import Checks
 from rl_natgrad.envs.device import DeviceEnvs, _actions
 from rl_natgrad.envs.make import make
 from rl_natgrad.envs.spaces import action_map
+from rl_natgrad.optim.solvers import conjugate_gradients_there
+from rl_natgrad.policy import mlp
 from rl_natgrad.rollout.collector import Collector
 from rl_natgrad.rollout.normalize import ObservationNormalizer
 from rl_natgrad.rollout.play import play
 from rl_natgrad.rollout.returns import estimate_gae, gae, monte_carlo
 from rl_natgrad.run.records import read_record, read_rows
+from rl_natgrad.training import build
 from rl_natgrad.training.iteration import Training
 
 B = len(LENGTHS)
@@ -52,8 +56,8 @@ class Nothing:
         return noise
 
 
-def opened(id="tensor_envs:Tape-v0", num_envs=B, **kwargs):
-    about = {"frame_stack": None, "action_mask": False, "kwargs": kwargs}
+def opened(id="tensor_envs:Tape-v0", num_envs=B, stagger=False, **kwargs):
+    about = {"frame_stack": None, "action_mask": False, "stagger": stagger, "kwargs": kwargs}
     return make(SimpleNamespace(id=id, backend="device", allow_import=True, timeout=60, **about), num_envs, 0)
 
 
@@ -231,6 +235,47 @@ def test_training_keeps_every_number_in_tensors(monkeypatch, algo):
     assert len(arrays) == 10 and all(isinstance(x, torch.Tensor) for x in arrays)
 
 
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """The CPU is taken for a GPU: no tensor becomes an array, batches stay whole, and CG waits for nothing."""
+    monkeypatch.setattr(mlp, "raw", torch.Tensor.detach)
+    monkeypatch.setattr(mlp, "_chunks", lambda x: (x,))
+    monkeypatch.setitem(
+        build.SOLVERS, "cg",
+        lambda F, b, *, damping, max_iter, tol, float64: conjugate_gradients_there(F, b, damping, max_iter, tol),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu", "sigmoid"])
+@pytest.mark.parametrize("words", [["env=CartPole"], ["env=Pendulum"], ["env=Pendulum", "algo=ppo"]], ids=" ".join)
+def test_an_update_as_a_gpu_does_it_is_that_of_the_cpu(request, words, activation):
+    words = [*words, "env.backend=device", "num_envs=300", "horizon=16", "critic.minibatches=3", "critic.epochs=2"]
+    words += [f"policy.activation={activation}", f"critic.activation={activation}"]
+
+    def thetas():
+        with Training(config(*words)) as run:
+            run.iterate()
+            return run.policy.theta, run.critic.theta
+
+    before = thetas()
+    request.getfixturevalue("elsewhere")
+    for found, expected in zip(thetas(), before, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-4)
+
+
+def test_a_gpu_is_waited_for_as_often_for_few_products_as_for_many(elsewhere):
+    counts = []
+    for max_iter in (2, 9):
+        words = ["env=Pendulum", "env.backend=device", "num_envs=16", "horizon=20", f"solver.max_iter={max_iter}"]
+        with Training(config(*words)) as run:
+            batch = run.gather().batch
+            with Reads() as reads:
+                row = run.learn(batch)
+        assert row["solver/iterations"] == max_iter
+        counts.append(reads.count - row["line_search/tries"])  # one of whether θ is finite in each
+    assert counts[0] == counts[1] < 15
+
+
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
 def test_ones_own_environment_trains_and_is_evaluated(monkeypatch, tmp_path, capfd, mode):
     words = [*TAPE, *TINY, f"env.kwargs.mode={mode}", f"runs_dir={tmp_path}", "eval.every=1"]
@@ -283,6 +328,19 @@ def test_what_cannot_be_used_is_refused(monkeypatch, tmp_path, capfd, words, sai
     assert whole_runs.run(monkeypatch, *TINY, *words, f"runs_dir={tmp_path}") == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert said in line and not list(tmp_path.iterdir())
+
+
+def test_staggered_episodes_end_at_all_times_and_evaluations_are_of_whole_ones():
+    words = ["env=Pendulum", "env.backend=device", "num_envs=1000", "horizon=20", "eval.episodes=3"]
+    with Training(config(*words, "env.stagger=true")) as run:
+        ended = [len(run.collect().rollout.returns) for _ in range(20)]
+        assert run.evaluate()["eval/length"] == 200
+    assert sum(ended[:10]) == 1000 and min(ended) > 60 and max(ended) < 140  # 100 ± 9.5
+    with Training(config(*words)) as run:
+        assert [len(run.collect().rollout.returns) for _ in range(10)] == [0] * 9 + [1000]
+    assert opened(stagger=True).note.startswith("tensor_envs:Tape-v0 has no `stagger`: its episodes all begin at ")
+    with pytest.raises(ConfigError, match=r"env.stagger=true needs env.backend=device, got auto"):
+        config("env.stagger=true")
 
 
 def test_an_environment_is_told_its_device_only_where_it_asks():

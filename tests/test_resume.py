@@ -104,6 +104,7 @@ def test_a_record_from_before_a_key_was_there_resumes(monkeypatch, finished, tmp
     del record["config"]["dtype"], record["config"]["critic"]["overlap"], record["config"]["critic"]["minibatches"]
     del record["config"]["policy"]["std"], record["config"]["policy"]["init"]
     del record["config"]["env"]["frame_stack"], record["config"]["env"]["action_mask"]
+    del record["config"]["env"]["stagger"]
     (finished / "run.json").write_text(json.dumps(record))
     assert_resumes(monkeypatch, finished, tmp_path, (18,))
     assert_equal(finished, expected)

@@ -63,7 +63,7 @@ def test_each_experiment_composes_and_says_its_command(name):
     asked = cli.parse(["-m", f"experiment={name}"])
     title, command = (compose.config_dir() / "experiment" / f"{name}.yaml").read_text().splitlines()[:2]
     assert command == f"# python -m rl_natgrad.train -m experiment={name}"
-    assert f" {len(asked.jobs)} runs" in title
+    assert f" {len(asked.jobs)} run" in title
 
 
 def test_an_experiment_is_its_words_and_those_beside_it_win(tmp_path, monkeypatch):

@@ -206,6 +206,7 @@ class Env(Section):
     normalize_return: bool
     kwargs: Annotated[dict[str, JsonValue], Field(description="a mapping, such as {gravity: 9.8}")]
     frame_stack: Stack | None
+    stagger: bool
     action_mask: bool
 
 
@@ -311,6 +312,8 @@ class Config(Section):
             if _weights(part) > MAX_WEIGHTS:
                 raise ValueError(f"{group} has {_weights(part):,} weights between its hidden layers; "
                                  f"at most {MAX_WEIGHTS:,} are allowed")
+        if self.env.stagger and self.env.backend != "device":
+            raise ValueError(f"env.stagger=true needs env.backend=device, got {self.env.backend}")
         module, colon, _ = self.env.id.partition(":")
         if colon and not self.env.allow_import:
             raise ValueError(f"env.id={self.env.id} imports the module {module}; "

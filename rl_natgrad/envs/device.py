@@ -35,15 +35,24 @@ class Saves(Protocol):
         """Goes on from there. Returns the observations (B, *O)."""
 
 
+@runtime_checkable
+class Staggers(Protocol):
+    """A vector environment whose episodes may end at different times from the first on."""
+
+    def stagger(self) -> None:
+        """To be called after `reset`: the episodes now have any age."""
+
+
 class DeviceEnvs(WithSpaces):
     """See `contract.Envs`. Tasks of our own, or any vector environment that shows tensors.
 
     device: where its tensors must be, and what it is given as `device` where it asks for that.
+    stagger: whether episodes begin at any age, where the environment knows how.
     """
 
     backend = "device"
 
-    def __init__(self, recipe: Recipe, num_envs: int, device: str = "cpu") -> None:
+    def __init__(self, recipe: Recipe, num_envs: int, device: str = "cpu", stagger: bool = False) -> None:
         self.id, self.seed, self.num_envs, self.calls = recipe.id, recipe.seed, num_envs, 0
         if recipe.action_mask or recipe.frame_stack is not None:
             key = "action_mask" if recipe.action_mask else "frame_stack"
@@ -60,6 +69,9 @@ class DeviceEnvs(WithSpaces):
         super().__init__(raw, self.env.single_action_space)
         if isinstance(self.env, Mujoco):
             self.note = self.env.note
+        self._stagger = stagger and isinstance(self.env, Staggers)
+        if self._stagger != stagger:
+            self.note = f"{self.id} has no `stagger`: its episodes all begin at once"
         self.axes, self._to_env = ObservationMap(raw).axes, _actions(self.raw_action_space, self.device)
         self._shape, self._dtype = (num_envs, *raw.shape), _dtype(raw)
 
@@ -68,6 +80,8 @@ class DeviceEnvs(WithSpaces):
         self.calls = 0
         try:
             result = self.env.reset(seed=episode_seed(self.seed, 0, 0))
+            if self._stagger:
+                self.env.stagger()
         except Exception as error:
             if not theirs(error):
                 raise

@@ -21,8 +21,7 @@ from rl_natgrad.envs.workers import AsyncEnvs
 
 
 def make(cfg: Any, num_envs: int, seed: int, device: str = "cpu", first: int = 0) -> Envs:
-    """The environments that `cfg` (id, backend, allow_import, timeout, kwargs, frame_stack, action_mask) asks for;
-    of a run's, those from number `first` on.
+    """The environments that `cfg`, as of schema.Env, asks for; of a run's, those from number `first` on.
 
     device: where those of the backend `device` are.
     Raises: EnvSetupError, one line, where they cannot be used at all.
@@ -35,7 +34,7 @@ def make(cfg: Any, num_envs: int, seed: int, device: str = "cpu", first: int = 0
         kwargs = dict(cfg.kwargs)
         recipe = Recipe(cfg.id, spec, kwargs, seed, cfg.timeout, cfg.frame_stack, cfg.action_mask, first)
         if cfg.backend == "device":
-            return DeviceEnvs(recipe, num_envs, device)
+            return DeviceEnvs(recipe, num_envs, device, cfg.stagger)
         return BACKENDS[cfg.backend](recipe, num_envs)
     except EnvSetupError:
         raise

@@ -56,6 +56,12 @@ class Control(VectorEnv):
         self.done = torch.zeros_like(self.steps, dtype=torch.bool)
         return self.see(self.state), {}
 
+    def stagger(self) -> None:
+        """Gives each episode an age, 0 to the limit, so that it ends early: batches then hold all phases,
+        also of tasks that only the limit ends. rsl_rl's init_at_random_ep_len does the same."""
+        shape, device = (self.num_envs,), self.generator.device
+        self.steps = torch.randint(self.limit, shape, generator=self.generator, device=device)
+
     def step(self, action: Tensor):
         """Observations (B, O), rewards (B,) float64, terminated (B,), truncated (B,), {}."""
         begins = self.done  # chance is drawn for all, so that no device waits to hear for how many

@@ -124,6 +124,14 @@ def _propagate(activation: Activation, layers: list[tuple[Array, Array]], x: Arr
     return hs
 
 
+def _sum(ones: Array, s: Array, out: Array) -> None:
+    """Σ over samples of s (N, o), by a product: numpy's sum over N takes four times as long."""
+    if lib(s) is np:
+        np.matmul(ones, s, out=out)
+    else:
+        torch.mv(s.T, ones, out=out)
+
+
 class MLPTape:
     """z = f(θ, x), then Jᵀu for some u (N, K): one minibatch after the other, at a θ that is moved in place.
 
@@ -154,7 +162,7 @@ class MLPTape:
         for k in range(len(self.hidden) - 1, -1, -1):
             dW, db = self.grads[k]
             matmul(s.T, self.hidden[k], out=dW)
-            matmul(ones, s, out=db)
+            _sum(ones, s, out=db)
             if k:
                 s = matmul(s, self.layers[k][0], out=ss[k - 1])
                 s *= slope(self.hidden[k], out=slopes[k - 1])
@@ -228,7 +236,7 @@ class LinearizedMLP:
         matmul = lib(self._ones).matmul
         for (W_out, b_out), s, h in zip(self.net.layers(raw(out)), signals, self.hidden, strict=True):
             matmul(s.T, h, out=W_out)
-            matmul(self._ones, s, out=b_out)  # a sum over N takes four times as long
+            _sum(self._ones, s, out=b_out)
         return out
 
 

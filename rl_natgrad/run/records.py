@@ -16,7 +16,7 @@ RENAMED = {"search/accepted": "line_search/accepted", "search/tries": "line_sear
 ADDED: dict[str, Any] = {
     "dtype": "float32", "optimizer": {"warmup": 0}, "critic": {"overlap": "auto"},
     "policy": {"std": "free"}, "policy=mlp": {"init": "orthogonal"}, "critic=adam": {"minibatches": None},
-    "env": {"frame_stack": None, "action_mask": False},
+    "env": {"frame_stack": None, "action_mask": False, "stagger": False},
 }  # fmt: skip
 """Keys of the configuration that older records lack, with the values that those runs had.
 group=name: of that choice alone."""

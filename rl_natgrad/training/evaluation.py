@@ -41,7 +41,7 @@ def evaluate(
     Raises:  EnvError where an environment misbehaves.
     """
     backend = "sync" if cfg.env.backend in ("auto", "native") else cfg.env.backend
-    env, played = cfg.env.model_copy(update={"backend": backend}), {}
+    env, played = cfg.env.model_copy(update={"backend": backend, "stagger": False}), {}  # whole episodes
     draws, seed = streams(cfg)
     rng = build.acting_generator(cfg, draws)
     each = episodes or cfg.eval.episodes

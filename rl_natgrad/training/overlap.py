@@ -31,7 +31,7 @@ from rl_natgrad.version import __version__
 
 ROWS = 1000  # of a batch: for fewer, sending them takes a good part of the time that fitting them does
 PATIENCE = 60.0  # seconds after which a fit that has not come is done here
-IDLE = ("sync", "native", "device")  # backends that step environments on one core; the others want all of them then
+IDLE = ("sync", "native", "device")  # backends that step environments on one core; the others want all of them
 FIT = b"f"  # the one kind of frame
 
 
