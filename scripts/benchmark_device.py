@@ -100,7 +100,7 @@ def environments(device: str, env: str, num_envs: list[int], rounds: int, update
             where = "cpu" if name == "general" else device
             raw, collect = stepping(words, where)
             train, memory[name] = training(words, n, where)
-            best[name] = tuple(map(max, best[name], (raw, collect, train), strict=True))
+            best[name] = tuple(map(max, zip(best[name], (raw, collect, train), strict=True)))
     print(f"{env:<24}{'raw':>12}{'collect':>12}{'train':>12}{'MiB':>8}{'raw ×':>8}{'train ×':>8}")
     for name, (raw, collect, train) in best.items():
         speeds = f"{raw:12,.0f}{collect:12,.0f}{train:12,.0f}{memory[name]:8,.0f}"

@@ -59,3 +59,25 @@ def test_cuda_run_learns_and_resumes(training):
     for each in (run, other):
         each.iterate()
     assert torch.equal(run.policy.theta, other.policy.theta)
+
+
+def test_environments_of_tensors_train_on_the_gpu_and_resume(training):
+    words = ["env=CartPole", "env.backend=device", "env.stagger=true", "device=cuda", "num_envs=256", "horizon=32"]
+    run, other = (training(*words, "critic.minibatches=8") for _ in range(2))
+    rollout = run.collect().rollout
+    assert rollout.obs.is_cuda and rollout.reward.is_cuda and rollout.done.is_cuda
+    while run.step < 300_000:
+        run.iterate()
+    assert run.train_return > 150 and run.evaluate()["eval/length"] > 150
+    state.load(other, state.of(run))
+    for each in (run, other):
+        each.iterate()
+    assert torch.equal(run.policy.theta, other.policy.theta)
+
+
+def test_mujoco_trains_on_the_gpu(training):
+    pytest.importorskip("mujoco_warp")
+    run = training("env=HalfCheetah", "env.backend=device", "device=cuda", "num_envs=64", "horizon=16")
+    rows = [run.iterate() for _ in range(3)]
+    assert run.policy.theta.is_cuda and all(row["line_search/accepted"] for row in rows)
+    assert "state restored, bits not" in run.envs.note
