@@ -82,6 +82,13 @@ def test_an_experiment_is_its_words_and_those_beside_it_win(tmp_path, monkeypatc
         unfold(["experiment=x"])
 
 
+@pytest.mark.parametrize("algo", ["reinforce", "pg", "npg", "trpo", "ppo"])
+def test_an_experiment_of_one_run_takes_any_algorithm(algo):
+    asked = cli.parse(["experiment=device", f"algo={algo}", "env=Pendulum", "horizon=16"])
+    assert (asked.config.env.backend, asked.config.num_envs, asked.config.horizon) == ("device", 4096, 16)
+    assert asked.config.fisher is None or asked.config.fisher.fraction < 1
+
+
 @pytest.mark.parametrize("words, part", [
     (["-m", "experiment=clasic-control"], "did you mean 'classic-control'?"),
     (["experiment=delta"], "write -m to sweep"),

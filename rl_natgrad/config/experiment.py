@@ -5,6 +5,7 @@ import yaml
 from rl_natgrad.config import compose
 from rl_natgrad.config.overrides import line, read
 from rl_natgrad.config.refusals import ConfigError
+from rl_natgrad.config.schema import DEPENDENT, MODELS
 
 KEY = "experiment"
 
@@ -13,14 +14,20 @@ def unfold(words: list[str]) -> list[list[str]]:
     """The command lines that these words stand for: these, or with experiment=<name> one per part of its file.
 
     A file maps keys to what would follow their `=`; `---` separates parts, each a sweep of its own. The words
-    beside experiment=<name> replace the file's for the same key.
+    beside experiment=<name> replace the file's for the same key; keys of groups that an algorithm named beside it
+    does not have are left out.
     """
     if not any(word.startswith(f"{KEY}=") for word in words):
         return [words]
     given = read(words, sweeps=True)
     name = compose.choice(KEY, line(given.pop(KEY)).partition("=")[2])
     ours = {key: line(each) for key, each in given.items()}
-    return [list((part | ours).values()) for part in _parts(name)]
+    algo = MODELS["algo"].get(ours.get("algo", "").removeprefix("algo="))
+    lacking = [group for group in DEPENDENT if algo and group not in algo.groups]
+    return [
+        list(({key: word for key, word in part.items() if key.partition(".")[0] not in lacking} | ours).values())
+        for part in _parts(name)
+    ]
 
 
 def _parts(name: str) -> list[dict[str, str]]:
