@@ -69,8 +69,8 @@ class DeviceEnvs(WithSpaces):
         super().__init__(raw, self.env.single_action_space)
         if isinstance(self.env, Mujoco):
             self.note = self.env.note
-        self._stagger = stagger and isinstance(self.env, Staggers)
-        if self._stagger != stagger:
+        self._stagger = stagger
+        if stagger and not isinstance(self.env, Staggers):
             self.note = f"{self.id} has no `stagger`: its episodes all begin at once"
         self.axes, self._to_env = ObservationMap(raw).axes, _actions(self.raw_action_space, self.device)
         self._shape, self._dtype = (num_envs, *raw.shape), _dtype(raw)
@@ -80,7 +80,7 @@ class DeviceEnvs(WithSpaces):
         self.calls = 0
         try:
             result = self.env.reset(seed=episode_seed(self.seed, 0, 0))
-            if self._stagger:
+            if self._stagger and isinstance(self.env, Staggers):
                 self.env.stagger()
         except Exception as error:
             if not theirs(error):
