@@ -17,7 +17,7 @@ from rl_natgrad.envs.errors import EnvError
 from rl_natgrad.optim import fisher as fishers
 from rl_natgrad.rollout.collector import Rollout
 from rl_natgrad.rollout.returns import Estimate
-from rl_natgrad.training import build, cost, state, threads
+from rl_natgrad.training import cost, state, threads
 from rl_natgrad.training.iteration import GIVE_UP, NotFinite, Training
 
 LEARNERS = ["reinforce", "pg", "npg", "trpo", "ppo"]
