@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from rl_natgrad.distributed.launch import launched
+from rl_natgrad.distributed.launch import end_with_torchrun, launched
 from rl_natgrad.envs.leftovers import tidy
 from rl_natgrad.run.errors import say
 from rl_natgrad.run.imports import for_good
@@ -14,6 +14,8 @@ from rl_natgrad.run.streams import unfailing
 def main() -> int:
     """Trains, resumes or sweeps. Returns the exit code: 0 done, 1 failed, 2 refused, 130 or 143 stopped."""
     launch = launched()
+    if launch:
+        end_with_torchrun()
     if launch and launch.rank:
         with for_good():
             from rl_natgrad.training.follow import follow

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from environments import WRONG
+from torch.distributed import HashStore
 from whole_runs import (
     CRITIC,
     ENVS,
@@ -32,6 +34,7 @@ from whole_runs import (
 
 from rl_natgrad.config import compose
 from rl_natgrad.distributed.messages import pack, unpack
+from rl_natgrad.distributed.ranks import start
 from rl_natgrad.envs.episode import episode_seed
 from rl_natgrad.envs.leftovers import children
 from rl_natgrad.run import checkpoint
@@ -79,6 +82,18 @@ def test_every_environment_is_stepped_by_one_rank():
         assert max(map(len, mine)) - min(map(len, mine)) <= 1
     native = shares(compose.load(["env=CartPole", "num_envs=8"]), 3)
     assert [list(range(8))[share] for share in native] == [list(range(8)), [], []]
+
+
+def test_processes_that_start_find_each_other_and_none_that_have_died():
+    store = HashStore()
+    store.set("rank 2", "of one that died before it was told")
+    names = []
+    for _ in range(2):
+        with ThreadPoolExecutor(3) as pool:
+            found = set(pool.map(lambda rank: start(store, rank, 3), (2, 0, 1)))
+        names += found
+        assert len(found) == 1
+    assert names[0] != names[1]
 
 
 # ---- the same bits -------------------------------------------------------------------------------------------

@@ -1,18 +1,23 @@
 """Several processes that are one run: rank 0 tells, the others answer, over torch.distributed (gloo)."""
 
 import signal
+import socket
+import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from rl_natgrad.distributed.launch import Launch
 from rl_natgrad.distributed.messages import Message, pack, unpack
 
 PATIENCE = timedelta(days=7)  # rank 0 may evaluate for long; who has died is noticed by its closed connection
+SILENCE = 20  # seconds without an answer from another machine's kernel, after which it is gone
 
 
 class Lost(ConnectionError):
@@ -83,13 +88,15 @@ class Ranks:
 
 
 @contextmanager
-def joined(launch: Launch, heard: Callable[[int], None] = lambda number: None) -> Iterator[Ranks]:
+def joined(heard: Callable[[int], None] = lambda number: None) -> Iterator[Ranks]:
     """This process among the others, until the end of the block. Raises: Lost."""
     with _connected("another rank"), _mortal():
         store, rank, world = next(rendezvous("env://", timeout=PATIENCE))
+        _notice_silence()
         # torchrun's store outlives the processes: one that finds the address of a dead one there waits for ever
-        store = dist.PrefixStore(f"attempt {launch.attempt}", store)
+        store = dist.PrefixStore(start(store, rank, world), store)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=PATIENCE)
+        _notice_silence()
     try:
         yield Ranks(heard)
     finally:
@@ -103,6 +110,46 @@ def _connected(who: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise Lost(f"{who} has ended, or cannot be reached") from error
+
+
+def start(store: dist.Store, rank: int, world: int) -> str:
+    """A name that these processes have in common, and those in whose place they are had not.
+
+    torchrun's count of restarts is none: where one machine sees a failure, another may see a new member instead.
+    """
+    own = uuid4().hex
+    if rank:
+        store.set(f"rank {rank}", own)
+        start = store.get(own).decode()  # waits for rank 0
+        store.set(f"{start} {rank}", "")
+        return start
+    waited = set(range(1, world))
+    while waited:
+        for other in list(waited):
+            if store.check([f"rank {other}"]):
+                store.set(store.get(f"rank {other}").decode(), own)  # maybe to a dead one, which does not answer
+            if store.check([f"{own} {other}"]):
+                waited.remove(other)
+        time.sleep(0.01)
+    return own
+
+
+def _notice_silence() -> None:
+    """The kernel asks every other machine whether it is there, and breaks the connection to one that is not.
+
+    A cut cable or a lost power closes no connection, and gloo does not ask. It keeps its sockets to itself.
+    """
+    if sys.platform != "linux":
+        return
+    for file in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # closed meanwhile, or not of TCP
+            if not file.is_socket():
+                continue
+            with socket.fromfd(int(file.name), socket.AF_INET, socket.SOCK_STREAM) as shared:
+                shared.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * SILENCE)
+                shared.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENCE // 2)
+                shared.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2)
+                shared.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from rl_natgrad.envs import errors, watchdog
 from rl_natgrad.envs.errors import EnvError
 from rl_natgrad.rollout.collector import Stepped
 from rl_natgrad.run.checkpoint import decode
+from rl_natgrad.run.errors import say
 from rl_natgrad.training import build
 from rl_natgrad.training.iteration import NotFinite, Training
 from rl_natgrad.training.sharded import Abandoned
@@ -104,10 +105,10 @@ class Learning:
 def follow(launch: Launch) -> int:
     """A rank other than 0, from start to end. Returns the exit code."""
     try:
-        with joined(launch) as ranks:
+        with joined() as ranks:
             return _follow(ranks)
-    except Lost:  # rank 0 has said why, or torchrun will
-        return 1
+    except Lost as error:  # on rank 0's machine it has said why, or torchrun will
+        return say(error, 1) if launch.speaks else 1
 
 
 def _follow(ranks: Ranks) -> int:

@@ -70,7 +70,7 @@ def ranks(launch: Launch | None, stop: Stop, stack: ExitStack) -> "Ranks | None"
         return None
     from rl_natgrad.distributed.ranks import joined
 
-    return stack.enter_context(joined(launch, stop.note))
+    return stack.enter_context(joined(stop.note))
 
 
 def told(launch: Launch | None) -> dict[str, Any]:
