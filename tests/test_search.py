@@ -278,6 +278,23 @@ def test_slurm_gets_the_keys_of_hydras_plugin(tmp_path, monkeypatch):
     assert expected.items() <= made["parameters"].items()
 
 
+def test_a_slurm_that_keeps_no_accounts_is_asked_for_its_queue(tmp_path, monkeypatch):
+    submitit = pytest.importorskip("submitit")
+    from rl_natgrad.sweep.queue import ask_who_knows
+
+    for name, does in {"sacct": "exit 1", "squeue": "echo '1 PENDING\n2 CONFIGURING\n3 CANCELLED'"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(submitit.SlurmJob, "watcher", submitit.SlurmJob.watcher)
+    ask_who_knows()
+    watcher = submitit.SlurmJob.watcher
+    for job in "1234":
+        watcher.register_job(job)
+    assert [watcher.get_state(job) for job in "1234"] == ["PENDING", "RUNNING", "CANCELLED", "COMPLETED"]
+    assert [watcher.is_done(job) for job in "1234"] == [False, False, True, True]
+
+
 def test_without_submitit_a_launcher_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(ConfigError, match=r"pip install 'rl-natgrad\[slurm\]'"):

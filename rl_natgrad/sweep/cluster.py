@@ -5,7 +5,6 @@ process as a local one, with the same log and run folder, on a file system that 
 """
 
 import shutil
-import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +70,10 @@ class Cluster:
         import submitit
 
         if self._executor is None:
+            if self._cluster == "slurm":
+                from rl_natgrad.sweep.queue import ask_who_knows
+
+                ask_who_knows()
             parameters = dict(self._parameters)
             first = {key: parameters.pop(key) for key in list(parameters) if key.endswith("_max_num_timeout")}
             self._executor = submitit.AutoExecutor(log.parent / "submitit" / "%j", cluster=self._cluster, **first)
@@ -82,17 +85,19 @@ class Submitted:
     """A job in the queue or on a machine of the cluster, to be used like a Process."""
 
     def __init__(self, job: "submitit.Job[int]", log: Path):
-        self._job, self._stop = job, _stop_file(log)
+        self._job, self._log, self._stop = job, log, _stop_file(log)
 
     def poll(self) -> int | None:
-        """The exit code (-n for signal n), or None while it waits or runs."""
+        """The exit code (-n for signal n), or None while it waits or runs. Its log says what the cluster did."""
         if not self._job.done():
             return None
         self._stop.unlink(missing_ok=True)
         try:
             return self._job.result()
-        except Exception:  # its own, or submitit's: cancelled, out of memory, out of time
-            return -signal.SIGKILL
+        except Exception as error:  # its own, or submitit's: cancelled, out of memory, out of time
+            if "not requeued" not in str(error):  # else it has said so itself
+                _write(self._log, f"the cluster ended it ({self._job.state})")
+            return 1
 
     def stop(self) -> None:
         """Ask it to save and end; where it waits, it never begins."""
@@ -111,9 +116,10 @@ class Task:
     def __init__(self, words: list[str], log: Path):
         self.words, self.log = words, log.resolve()
         self._process: Process | None = None
+        self._taken = False
 
     def __call__(self) -> int:
-        """The exit code of the training, which is asked to stop once the stop file is there."""
+        """The exit code of the training, which is asked to stop once the stop file is there; 1 out of time."""
         self._process, stop = Process(self.words, self.log), _stop_file(self.log)
         asked = False
         try:
@@ -122,21 +128,28 @@ class Task:
                     asked = True
                     self._process.stop()
                 time.sleep(ASK)
-            return code
+            return 1 if self._taken else code  # submitit would raise, but loses that where signals cross
         finally:
             self._process.kill()
 
     def checkpoint(self) -> "DelayedSubmission":
-        """Called by submitit on a machine that is about to be taken away: save, and be queued again."""
+        """Called by submitit on a machine that is about to be taken away: save, and be queued again if it may."""
         from submitit.helpers import DelayedSubmission
 
+        self._taken = True
         if self._process:
             self._process.stop()
             while self._process.poll() is None:
                 time.sleep(ASK)
+        _write(self.log, "its time was up (hydra.launcher.timeout_min), or its machine was needed")
         run = announced(self.log)
         words = resuming(run, "env.allow_import=true" in self.words) if run else self.words
         return DelayedSubmission(Task(words, self.log))
+
+
+def _write(log: Path, error: str) -> None:
+    with open(log, "a") as file:
+        file.write(f"error: {error}\n")
 
 
 def _stop_file(log: Path) -> Path:

@@ -70,6 +70,9 @@ class Job:
             self.outcome, self.error = "finished", None
         elif outcome == "stopped" or (asked and outcome != "failed"):
             self.outcome = asked or "stopped"
+            if not asked:  # by somebody else
+                by = {128 + number: f"stopped by {number.name}" for number in (signal.SIGINT, signal.SIGTERM)}
+                self.error = self.error or by.get(code) or _last_words(code, self.log)
         else:
             self.outcome = "failed"
             self.error = self.error or said.get("error") or _last_words(code, self.log)
