@@ -89,8 +89,8 @@ def test_a_sweep_whose_jobs_fail_are_cancelled_or_late_goes_on(tmp_path, slurm):
     """Jobs 4 and 5 raise, 2 is past its limit, 3 is cancelled as it runs, 6 as it waits."""
     runs = tmp_path / "runs"
     words = [
-        *PROBE, "env.kwargs.job=0,2", "total_steps=300,8000,8001", "checkpoint.every=1", f"runs_dir={runs}",
-        "hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=5",
+        *PROBE, "env.kwargs.job=0,2", "total_steps=300,14000,14001", "checkpoint.every=1", f"runs_dir={runs}",
+        "hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=5",
         "hydra.launcher.cpus_per_task=1", "hydra.launcher.partition=cpu", "sweep.skip_finished=true",
     ]  # fmt: skip
     command = [sys.executable, "-m", "rl_natgrad.train", "-m", *words]
@@ -99,7 +99,7 @@ def test_a_sweep_whose_jobs_fail_are_cancelled_or_late_goes_on(tmp_path, slurm):
     slurm[0].run("scancel", "6")
     wait_until(lambda: len(list(runs.glob("*/*/*/checkpoints/00000004.safetensors"))) == 2, 120)
     slurm[0].run("scancel", "3")
-    assert sweep.wait(180) == 1, (tmp_path / "first").read_text()
+    assert sweep.wait(300) == 1, (tmp_path / "first").read_text()
     first = report(runs)["jobs"]
     assert [job["outcome"] for job in first] == ["finished", "stopped", "stopped", "failed", "failed", "failed"]
     assert first[0]["error"] is None and first[1]["error"].startswith("its time was up")
