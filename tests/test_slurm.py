@@ -106,7 +106,7 @@ def test_a_sweep_whose_jobs_fail_are_cancelled_or_late_goes_on(tmp_path, slurm):
     assert first[2]["error"] == "stopped by SIGTERM"
     assert all("the pole fell over" in job["error"] for job in first[3:5])
     assert first[5]["error"] == "the cluster ended it (CANCELLED)"
-    assert not jobs(slurm[0])
+    wait_until(lambda: not jobs(slurm[0]))
     again = slurm[0].start(*command, output=tmp_path / "second", SWEEP_FIXED="1")
     assert again.wait(180) == 0, (tmp_path / "second").read_text()
     second = report(runs)["jobs"]
