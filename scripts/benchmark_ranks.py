@@ -39,20 +39,21 @@ from rl_natgrad.training.iteration import Training
 
 TRAIN = [sys.executable, "-m", "rl_natgrad.train"]
 SHARDED = "distributed.mode=sharded"
-WIDE = ["policy.hidden=[256,256]", "critic.hidden=[256,256]", "critic.minibatches=16"]
+WIDE = ["policy.hidden=[256,256]", "critic.hidden=[256,256]"]
 WAYS = {"one process": (1, []), "one process, critic.overlap=false": (1, ["critic.overlap=false"])}
 CASES = {  # words, ways, and the part that the issue is about
     "gather": (["env=Hopper", "env.backend=sync", "total_steps=50000"],
                WAYS | {"2 ranks, gather": (2, [])}, "wall"),
-    "sharded": (["env=HalfCheetah", "env.backend=sync", "horizon=2048", "total_steps=65000", *WIDE],
+    "sharded": (["env=HalfCheetah", "env.backend=sync", "horizon=2048", "total_steps=65000", *WIDE,
+                 "critic.minibatches=16"],
                 WAYS | {"2 ranks, sharded": (2, [SHARDED])}, "update"),
 }  # fmt: skip
 PARTS = ("wall", "collect", "update", "critic")
 N = 64 * 256
 PAPER = {  # of N steps from 64 environments; a CNN's times are of one step in 64, and multiplied
-    "64×64": (["env=HalfCheetah", "num_envs=64", "critic.minibatches=16"], 1),
-    "256×256": (["env=HalfCheetah", "num_envs=64", *WIDE], 1),
-    "CNN": (["env=Breakout", "num_envs=2", "horizon=128", "critic.minibatches=1"], 64),
+    "64×64": (["env=HalfCheetah", "num_envs=64", "critic.minibatches=4"], 1),
+    "256×256": (["env=HalfCheetah", "num_envs=64", *WIDE, "critic.minibatches=4"], 1),
+    "CNN": (["env=Breakout", "num_envs=2", "horizon=128", "critic.minibatches=4"], 64),
 }
 WORLDS, PINGS, BYTES_PER_SECOND = (4, 16, 64), (0.05, 0.5, 2.0), 1.25e9
 
@@ -157,21 +158,25 @@ def alone(words: list[str]) -> tuple[int, dict[str, float]]:
         return training.policy.theta.numel(), {part: row[f"time/{part}"] for part in PARTS[1:]}
 
 
-def on_paper(times: dict[str, float], gather: Told, sharded: Told, world: int, ping: float) -> tuple[float, float]:
-    """How many times faster than one process gather and sharded are, of W ranks with a core each.
+def on_paper(
+    times: dict[str, float], gather: Told, sharded: Told, world: int, ping: float, cnn: bool
+) -> tuple[float, float]:
+    """How many times faster than one process gather and sharded are, of W ranks with a machine each.
 
-    One process: collection and the longer of policy and critic (critic.overlap).  Whatever is shared out takes
-    1/W.  A sum goes round a ring of W in 2(W − 1) steps of half a ping, and 2(W − 1)/W of its bytes over every
-    link; a broadcast down a tree; to rank 0 come W − 1 answers of a ping for their size and one for what they say.
-    In gather the rollout is the same whatever W is, of which rank 0 has 1/W itself.
+    One process: collection and the longer of policy and critic (critic.overlap, which a CNN has not).  What is
+    shared out takes 1/W.  A sum goes round a ring in 2(W − 1) steps; in each the receiver says that it is ready,
+    and then is sent its part: a ping.  A broadcast is a ping for each level of a tree, an answer to rank 0 one;
+    both are two messages, as the first says how long the other is.  (Counted on two to four namespaces with a
+    delay between them.)  In gather the rollout is the same whatever W is, of which rank 0 has 1/W itself.
     """
-    half = ping / 2e3
-    one = times["collect"] + max(times["update"], times["critic"])
-    tree, answers = 2 * ceil(log2(world)) * half, (world - 1) * 4 * half
+    trip = ping / 1e3
+    policy, critic = times["update"], times["critic"]
+    one = times["collect"] + (policy + critic if cnn else max(policy, critic))
+    tell, answers = 2 * ceil(log2(world)) * trip, 2 * (world - 1) * trip
     rollout = 2 * (world - 1) / world * gather.other_bytes / BYTES_PER_SECOND  # two ranks sent half of it
-    gathered = times["collect"] / world + times["update"] + times["critic"] + tree + answers + rollout
-    ring = 2 * (world - 1) * (sharded.sums * half + sharded.sum_bytes / world / BYTES_PER_SECOND)
-    together = sum(times.values()) / world + 2 * tree + answers + ring
+    gathered = times["collect"] / world + (one - times["collect"]) + tell + answers + rollout
+    ring = 2 * (world - 1) * (sharded.sums * trip + sharded.sum_bytes / world / BYTES_PER_SECOND)
+    together = sum(times.values()) / world + 2 * tell + answers + ring
     return one / gathered, one / together
 
 
@@ -187,7 +192,7 @@ def paper() -> Iterator[str]:
         rows.append(f"| {name} | {P:,} | {shown} | {gather.other} | {gather.other_bytes / 1e6:,.2f} "
                     f"| {told[1].sums} | {told[1].sum_bytes / 1e6:,.2f} |")  # fmt: skip
         for world in WORLDS:
-            speeds = [on_paper(times, gather, told[1], world, ping) for ping in PINGS]
+            speeds = [on_paper(times, gather, told[1], world, ping, name == "CNN") for ping in PINGS]
             table.append(f"| {name} | {world} | " + " | ".join(f"{g:.1f} / {s:.1f}" for g, s in speeds) + " |")
     yield "| network | parameters | collect, ms | policy, ms | critic, ms | messages | MB | sums | MB |"
     yield "|:--|" + "--:|" * 8

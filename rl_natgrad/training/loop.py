@@ -102,7 +102,8 @@ class Loop:
         self.progress = Progress(self.cfg.total_steps, first_step=training.step)
         self._start = time.perf_counter()
         self._world = record.data.get("ranks", 1)
-        self._overlaps = self._world == 1 and overlap.pays(self.cfg)  # several ranks leave no core idle
+        learns_alone = self._world == 1 or self.cfg.distributed.mode == "gather"  # else no core is left idle
+        self._overlaps = learns_alone and overlap.pays(self.cfg)
         self._collected: Collected | None = None  # the next update's rollout, where it came before this one's end
         self._fitting: Callable[[], dict[str, float]] | None = None  # what waits for the row of that one
         self.code: int | None = None  # once it is settled
@@ -180,7 +181,7 @@ class Loop:
         """Whether the next rollout may come before the critic's fit has ended: nothing stands between."""
         cfg, training = self.cfg, self.training
         due = any(n and training.update % n == 0 for n in (cfg.eval.every, cfg.checkpoint.every))
-        ahead = self._overlaps and training.envs.backend in overlap.IDLE
+        ahead = self._overlaps and self._world == 1 and training.envs.backend in overlap.IDLE
         return ahead and training.step < cfg.total_steps and not due and not self.stop.number
 
     def _log_fitted(self) -> None:
@@ -242,8 +243,8 @@ class Loop:
             notes.append(training.envs.note)
         if self._world > 1:
             notes.append(f"{self._world} ranks step a share of the environments each")
-            if self.cfg.overlap is True:
-                notes.append("critic.overlap is off with several ranks, which leave no core idle")
+            if self.cfg.overlap is True and not self._overlaps:
+                notes.append("critic.overlap is off where all ranks learn, which leave no core idle")
         if not training.envs.restorable:
             notes.append(f"backend {training.envs.backend} cannot save environments: resuming starts new episodes")
         size = training.policy.theta.numel()
