@@ -114,8 +114,8 @@ class Told(NamedTuple):
 
     sums: int
     sum_bytes: int
-    other: int  # broadcasts, and messages to rank 0
-    other_bytes: int
+    told_bytes: int  # by rank 0 to all
+    answered_bytes: int  # to rank 0
 
 
 @contextmanager
@@ -145,9 +145,8 @@ def messages(words: list[str]) -> Told:
         with counted(seen):
             training.iterate()
     second.wait()
-    sums = [size for name, size in seen if name == "all_reduce"]
-    others = [size for name, size in seen if name != "all_reduce"]
-    return Told(len(sums), sum(sums), len(others), sum(others))
+    sizes = {how: [size for name, size in seen if name == how] for how in ("all_reduce", "broadcast", "recv")}
+    return Told(len(sizes["all_reduce"]), *map(sum, sizes.values()))
 
 
 def alone(words: list[str]) -> tuple[int, dict[str, float]]:
@@ -165,16 +164,16 @@ def on_paper(
 
     One process: collection and the longer of policy and critic (critic.overlap, which a CNN has not).  What is
     shared out takes 1/W.  A sum goes round a ring in 2(W − 1) steps; in each the receiver says that it is ready,
-    and then is sent its part: a ping.  A broadcast is a ping for each level of a tree, an answer to rank 0 one;
-    both are two messages, as the first says how long the other is.  (Counted on two to four namespaces with a
-    delay between them.)  In gather the rollout is the same whatever W is, of which rank 0 has 1/W itself.
+    and then is sent its part: a ping.  (Counted on two to four namespaces with a delay between them.)  So is an
+    answer to rank 0, one after the other, and the broadcasts, all at once; each is two messages, of which the
+    first says how long the other is.  In gather the rollout is the same whatever W is, and rank 0 has 1/W of it.
     """
     trip = ping / 1e3
     policy, critic = times["update"], times["critic"]
     one = times["collect"] + (policy + critic if cnn else max(policy, critic))
-    tell, answers = 2 * ceil(log2(world)) * trip, 2 * (world - 1) * trip
-    rollout = 2 * (world - 1) / world * gather.other_bytes / BYTES_PER_SECOND  # two ranks sent half of it
-    gathered = times["collect"] / world + (one - times["collect"]) + tell + answers + rollout
+    tell, answers = 2 * trip, 2 * (world - 1) * trip
+    data = ceil(log2(world)) * gather.told_bytes + 2 * (world - 1) / world * gather.answered_bytes  # of 2 ranks: half
+    gathered = times["collect"] / world + (one - times["collect"]) + tell + answers + data / BYTES_PER_SECOND
     ring = 2 * (world - 1) * (sharded.sums * trip + sharded.sum_bytes / world / BYTES_PER_SECOND)
     together = sum(times.values()) / world + 2 * tell + answers + ring
     return one / gathered, one / together
@@ -187,14 +186,14 @@ def paper() -> Iterator[str]:
         P, times = alone(words)
         times = {part: scale * each for part, each in times.items()}
         told = [messages([*words, "critic.overlap=false", *more]) for more in ([], [SHARDED])]
-        gather = told[0]._replace(other_bytes=scale * told[0].other_bytes)
+        gather = told[0]._replace(answered_bytes=scale * told[0].answered_bytes)
         shown = " | ".join(f"{1e3 * each:,.0f}" for each in times.values())
-        rows.append(f"| {name} | {P:,} | {shown} | {gather.other} | {gather.other_bytes / 1e6:,.2f} "
-                    f"| {told[1].sums} | {told[1].sum_bytes / 1e6:,.2f} |")  # fmt: skip
+        rows.append(f"| {name} | {P:,} | {shown} | {gather.told_bytes / 1e6:,.2f} "
+                    f"| {2 * gather.answered_bytes / 1e6:,.2f} | {told[1].sums} | {told[1].sum_bytes / 1e6:,.2f} |")  # fmt: skip
         for world in WORLDS:
             speeds = [on_paper(times, gather, told[1], world, ping, name == "CNN") for ping in PINGS]
             table.append(f"| {name} | {world} | " + " | ".join(f"{g:.1f} / {s:.1f}" for g, s in speeds) + " |")
-    yield "| network | parameters | collect, ms | policy, ms | critic, ms | messages | MB | sums | MB |"
+    yield "| network | parameters | collect, ms | policy, ms | critic, ms | θ, MB | rollout, MB | sums | MB |"
     yield "|:--|" + "--:|" * 8
     yield from rows
     yield "\n| network | ranks | " + " | ".join(f"{ping} ms" for ping in PINGS) + " |"
