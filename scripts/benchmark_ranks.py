@@ -172,7 +172,8 @@ def on_paper(
     policy, critic = times["update"], times["critic"]
     one = times["collect"] + (policy + critic if cnn else max(policy, critic))
     tell, answers = 2 * trip, 2 * (world - 1) * trip
-    data = ceil(log2(world)) * gather.told_bytes + 2 * (world - 1) / world * gather.answered_bytes  # of 2 ranks: half
+    rollout = 2 * (world - 1) / world * gather.answered_bytes  # of two ranks it is half
+    data = ceil(log2(world)) * gather.told_bytes + rollout
     gathered = times["collect"] / world + (one - times["collect"]) + tell + answers + data / BYTES_PER_SECOND
     ring = 2 * (world - 1) * (sharded.sums * trip + sharded.sum_bytes / world / BYTES_PER_SECOND)
     together = sum(times.values()) / world + 2 * tell + answers + ring
@@ -187,9 +188,13 @@ def paper() -> Iterator[str]:
         times = {part: scale * each for part, each in times.items()}
         told = [messages([*words, "critic.overlap=false", *more]) for more in ([], [SHARDED])]
         gather = told[0]._replace(answered_bytes=scale * told[0].answered_bytes)
-        shown = " | ".join(f"{1e3 * each:,.0f}" for each in times.values())
-        rows.append(f"| {name} | {P:,} | {shown} | {gather.told_bytes / 1e6:,.2f} "
-                    f"| {2 * gather.answered_bytes / 1e6:,.2f} | {told[1].sums} | {told[1].sum_bytes / 1e6:,.2f} |")  # fmt: skip
+        megabytes = [each / 1e6 for each in (gather.told_bytes, 2 * gather.answered_bytes, told[1].sum_bytes)]
+        cells = [
+            f"{P:,}",
+            *(f"{1e3 * each:,.0f}" for each in times.values()),
+            *(f"{each:,.2f}" for each in megabytes),
+        ]
+        rows.append(f"| {name} | {' | '.join([*cells[:-1], str(told[1].sums), cells[-1]])} |")
         for world in WORLDS:
             speeds = [on_paper(times, gather, told[1], world, ping, name == "CNN") for ping in PINGS]
             table.append(f"| {name} | {world} | " + " | ".join(f"{g:.1f} / {s:.1f}" for g, s in speeds) + " |")
