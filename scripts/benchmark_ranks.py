@@ -1,12 +1,13 @@
 """What two ranks are faster than one process, what they tell each other, and what that makes of 4, 16 and 64.
 
-    python scripts/benchmark_ranks.py                          two cores to itself; the ratios take eight minutes
-    python scripts/benchmark_ranks.py --only gather --rounds 1      or sharded, or messages
+    python scripts/benchmark_ranks.py                          two cores to itself, five minutes
+    python scripts/benchmark_ranks.py --only gather --updates 5       or sharded, or messages
 
 gather: Hopper, `sync`, whole updates.  sharded: HalfCheetah, 256×256 networks, 8 × 2048 steps, the policy's step.
-One process with critic.overlap=auto (the default, which fits the critic on the second core) and =false.  Whole
-commands alternate; a figure is the median over rounds of the median update.  ms: of wall time between two rows
-(update), and of its parts.
+One process with critic.overlap=auto (the default, which fits the critic on the second core) and =false.  All three
+are there at once, and take turns update by update, so that a machine's drift is in none of them: each update has
+the same samples (to rounding, where ranks learn together).  ms: of the median update; ratios: of each, then their
+median and quartiles.
 
 messages: tensors that rank 0 of two sends and receives in an update, and their bytes, counted; with them, and with
 what one process takes, a table on paper. See `on_paper` for what it assumes.
@@ -17,36 +18,33 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import pairwise
 from math import ceil, log2
-from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import NamedTuple
 from unittest.mock import patch
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch.distributed as dist
+from torch import Tensor
 
+from rl_natgrad.algos.critic import Critic
 from rl_natgrad.config import compose
 from rl_natgrad.distributed.launch import launched
-from rl_natgrad.distributed.ranks import joined
-from rl_natgrad.run.records import read_rows
-from rl_natgrad.training.iteration import Training
+from rl_natgrad.distributed.ranks import SMALL, Ranks, joined
+from rl_natgrad.training import overlap
+from rl_natgrad.training.iteration import Collected, Training
 
 TRAIN = [sys.executable, "-m", "rl_natgrad.train"]
 SHARDED = "distributed.mode=sharded"
 WIDE = ["policy.hidden=[256,256]", "critic.hidden=[256,256]"]
-WAYS = {"one process": (1, []), "one process, critic.overlap=false": (1, ["critic.overlap=false"])}
-CASES = {  # words, ways, and the part that the issue is about
-    "gather": (["env=Hopper", "env.backend=sync", "total_steps=50000"],
-               WAYS | {"2 ranks, gather": (2, [])}, "wall"),
-    "sharded": (["env=HalfCheetah", "env.backend=sync", "horizon=2048", "total_steps=65000", *WIDE,
-                 "critic.minibatches=16"],
-                WAYS | {"2 ranks, sharded": (2, [SHARDED])}, "update"),
+CASES = {  # words, those of two ranks, and the part that is asked about
+    "gather": (["env=Hopper", "env.backend=sync"], [], "wall"),
+    "sharded": (["env=HalfCheetah", "env.backend=sync", "horizon=2048", *WIDE, "critic.minibatches=16"],
+                [SHARDED], "update"),
 }  # fmt: skip
 PARTS = ("wall", "collect", "update", "critic")
 N = 64 * 256
@@ -77,81 +75,118 @@ def train(world: int, words: list[str]) -> None:
         raise SystemExit(f"failed: {' '.join(words)}")
 
 
-def laps(world: int, words: list[str]) -> dict[str, float]:
-    """Milliseconds of a run's median update: wall time, and its parts."""
-    with tempfile.TemporaryDirectory() as runs:
-        train(world, [*words, "eval.episodes=1", f"runs_dir={runs}"])
-        (path,) = Path(runs).glob("*/*/*/")
-        rows = [row for row in read_rows(path) if "time/collect" in row]
-    ends = [row["time/elapsed"] for row in rows]
-    took = {"wall": [after - before for before, after in pairwise(ends)]}
-    took |= {part: [row[f"time/{part}"] for row in rows[1:]] for part in PARTS[1:]}
-    return {part: 1e3 * median(each) for part, each in took.items()}
+@contextmanager
+def first_of_two(words: list[str]) -> Iterator[Training]:
+    """The run of two ranks, of which this process is the first."""
+    told, other = environment(2)
+    second = subprocess.Popen([*TRAIN, *words], env=os.environ | other, stdout=subprocess.DEVNULL)
+    with patch.dict(os.environ, told):
+        launch = launched()
+        assert launch
+        with joined(launch) as ranks, Training(compose.load(words), ranks) as training:
+            yield training
+    second.wait()
 
 
-def ratios(case: str, rounds: int) -> Iterator[str]:
+Update = Callable[[], dict[str, float]]
+
+
+@contextmanager
+def fitted_beside(training: Training, ahead: bool) -> Iterator[Update]:
+    """An update with critic.overlap, as the command does it.
+
+    ahead: the next rollout comes before the fit has ended.
+    """
+    assert isinstance(training.critic, Critic)
+    collected: Collected | None = None
+
+    def update() -> dict[str, float]:
+        nonlocal collected
+        finish = training.begin(training.gather(collected))
+        collected = training.collect() if ahead else None
+        return finish()
+
+    with overlap.beside(training.critic, print):
+        yield update
+
+
+def timed(update: Update) -> dict[str, float]:
+    """Milliseconds: wall time, and its parts."""
+    start = time.perf_counter()
+    row = update()
+    took = time.perf_counter() - start
+    return {"wall": 1e3 * took} | {part: 1e3 * row[f"time/{part}"] for part in PARTS[1:]}
+
+
+def ratios(case: str, updates: int) -> Iterator[str]:
     """A row per way; × says how much faster two ranks are than that."""
-    words, ways, part = CASES[case]
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
-    for round_ in range(rounds):
-        for way in [*ways][round_ % len(ways) :] + [*ways][: round_ % len(ways)]:
-            world, more = ways[way]
-            found[way].append(laps(world, [*words, *more]))
-            print(f"round {round_ + 1} {way}: {found[way][-1]}", file=sys.stderr, flush=True)
-    yield f"| {case} | " + " | ".join(f"{each}, ms" for each in PARTS) + f" | × {part} | (rounds) | × wall |"
+    words, more, part = CASES[case]
+    with ExitStack() as stack:
+        one, plain = (stack.enter_context(Training(compose.load(words))) for _ in range(2))
+        two = stack.enter_context(first_of_two([*words, *more]))
+        ways: dict[str, Update] = {
+            "one process": stack.enter_context(fitted_beside(one, ahead=True)),
+            "one process, critic.overlap=false": plain.iterate,
+            f"2 ranks, {case}": two.iterate if more else stack.enter_context(fitted_beside(two, ahead=False)),
+        }
+        found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+        for _ in range(updates + 1):
+            for way, update in ways.items():
+                found[way].append(timed(update))
+            print(*(f"{found[way][-1]['wall']:.0f}" for way in ways), file=sys.stderr, flush=True)
+    yield f"| {case} | " + " | ".join(f"{each}, ms" for each in PARTS) + f" | × {part} | (quartiles) | × wall |"
     yield "|:--|" + "--:|" * 7
-    ranks = found[[*ways][-1]]
+    ranks = found[[*ways][-1]][1:]
     for way, each in found.items():
-        times = {part: [one[part] / two[part] for one, two in zip(each, ranks, strict=True)] for part in PARTS}
-        cells = [f"{median(one[part] for one in each):.1f}" for part in PARTS]
-        of = times[part]
-        cells += [f"{median(of):.2f}", f"{min(of):.2f} to {max(of):.2f}", f"{median(times['wall']):.2f}"]
+        each = each[1:]  # the first is slower
+        times = {p: [x[p] / y[p] for x, y in zip(each, ranks, strict=True)] for p in {part, "wall"}}
+        cells = [f"{median(x[p] for x in each):.1f}" for p in PARTS]
+        low, middle, high = quantiles(times[part], n=4, method="inclusive")
+        cells += [f"{middle:.2f}", f"{low:.2f} to {high:.2f}", f"{median(times['wall']):.2f}"]
         yield f"| {way} | {' | '.join(cells)} |"
 
 
 class Told(NamedTuple):
     """In one update, what two ranks tell each other."""
 
-    sums: int
-    sum_bytes: int
-    told_bytes: int  # by rank 0 to all
-    answered_bytes: int  # to rank 0
+    sums: list[int]  # bytes of each
+    told: int  # bytes, by rank 0 to all
+    answered: int  # bytes, to rank 0
+
+
+def noting(name: str, real: Callable, seen: list[tuple[str, int]]) -> Callable:
+    """What does the same, and notes the bytes of the tensor that it is given."""
+
+    def noted(*given):
+        seen.append((name, next(each.nbytes for each in given if isinstance(each, Tensor))))
+        return real(*given)
+
+    return noted
 
 
 @contextmanager
 def counted(seen: list[tuple[str, int]]) -> Iterator[None]:
-    """While entered, names and bytes of what this rank sends and receives go there."""
+    """While entered, what this rank tells, hears and sums is noted there."""
     with ExitStack() as stack:
-        for name, real in (("all_reduce", dist.all_reduce), ("broadcast", dist.broadcast), ("recv", dist.recv)):
-
-            def noting(tensor, *rest, name=name, real=real):
-                seen.append((name, tensor.nbytes))
-                return real(tensor, *rest)
-
-            stack.enter_context(patch.object(dist, name, noting))
+        for owner, name in ((Ranks, "sum"), (dist, "broadcast"), (dist, "recv")):
+            stack.enter_context(patch.object(owner, name, noting(name, vars(owner)[name], seen)))
         yield
 
 
 def messages(words: list[str]) -> Told:
-    """Of the second update of two ranks, of which this process is the first."""
-    told, other = environment(2)
+    """Of the second update of two ranks."""
     seen: list[tuple[str, int]] = []
-    second = subprocess.Popen([*TRAIN, *words], env=os.environ | other, stdout=subprocess.DEVNULL)
-    with patch.dict(os.environ, told):
-        launch = launched()
-    assert launch
-    with patch.dict(os.environ, told), joined(launch) as ranks, Training(compose.load(words), ranks) as training:
+    with first_of_two(words) as training:
         training.iterate()
         with counted(seen):
             training.iterate()
-    second.wait()
-    sizes = {how: [size for name, size in seen if name == how] for how in ("all_reduce", "broadcast", "recv")}
-    return Told(len(sizes["all_reduce"]), *map(sum, sizes.values()))
+    sizes = {how: [size for name, size in seen if name == how] for how in ("sum", "broadcast", "recv")}
+    return Told(sizes["sum"], sum(sizes["broadcast"]), sum(sizes["recv"]))
 
 
 def alone(words: list[str]) -> tuple[int, dict[str, float]]:
     """Parameters of the policy, and seconds of the parts of one process's second update."""
-    with Training(compose.load([*words, "critic.overlap=false"])) as training:
+    with Training(compose.load(words)) as training:
         training.iterate()
         row = training.iterate()
         return training.policy.theta.numel(), {part: row[f"time/{part}"] for part in PARTS[1:]}
@@ -163,20 +198,24 @@ def on_paper(
     """How many times faster than one process gather and sharded are, of W ranks with a machine each.
 
     One process: collection and the longer of policy and critic (critic.overlap, which a CNN has not).  What is
-    shared out takes 1/W.  A sum goes round a ring in 2(W − 1) steps; in each the receiver says that it is ready,
-    and then is sent its part: a ping.  (Counted on two to four namespaces with a delay between them.)  So is an
-    answer to rank 0, one after the other, and the broadcasts, all at once; each is two messages, of which the
-    first says how long the other is.  In gather the rollout is the same whatever W is, and rank 0 has 1/W of it.
+    shared out takes 1/W.  A message takes a ping, as the receiver says first that it is ready; a broadcast too,
+    and each answer to rank 0, one after the other; both are two messages, of which the first says how long the
+    other is.  In gather the rollout is the same whatever W is, and rank 0 has 1/W of it itself.
     """
-    trip = ping / 1e3
+    trip, levels = ping / 1e3, ceil(log2(world))
+
+    def sum_(size: int) -> float:
+        if size <= SMALL:
+            return levels * (trip + size / BYTES_PER_SECOND)
+        return 2 * (world - 1) * (trip + size / world / BYTES_PER_SECOND)
+
     policy, critic = times["update"], times["critic"]
     one = times["collect"] + (policy + critic if cnn else max(policy, critic))
     tell, answers = 2 * trip, 2 * (world - 1) * trip
-    rollout = 2 * (world - 1) / world * gather.answered_bytes  # of two ranks it is half
-    data = ceil(log2(world)) * gather.told_bytes + rollout
-    gathered = times["collect"] / world + (one - times["collect"]) + tell + answers + data / BYTES_PER_SECOND
-    ring = 2 * (world - 1) * (sharded.sums * trip + sharded.sum_bytes / world / BYTES_PER_SECOND)
-    together = sum(times.values()) / world + 2 * tell + answers + ring
+    rollout = 2 * (world - 1) / world * gather.answered  # of two ranks it is half
+    data = (levels * gather.told + rollout) / BYTES_PER_SECOND
+    gathered = times["collect"] / world + (one - times["collect"]) + tell + answers + data
+    together = sum(times.values()) / world + 2 * tell + answers + sum(map(sum_, sharded.sums))
     return one / gathered, one / together
 
 
@@ -186,15 +225,15 @@ def paper() -> Iterator[str]:
     for name, (words, scale) in PAPER.items():
         P, times = alone(words)
         times = {part: scale * each for part, each in times.items()}
-        told = [messages([*words, "critic.overlap=false", *more]) for more in ([], [SHARDED])]
-        gather = told[0]._replace(answered_bytes=scale * told[0].answered_bytes)
-        megabytes = [each / 1e6 for each in (gather.told_bytes, 2 * gather.answered_bytes, told[1].sum_bytes)]
+        told = [messages([*words, *more]) for more in ([], [SHARDED])]
+        gather = told[0]._replace(answered=scale * told[0].answered)
+        megabytes = [each / 1e6 for each in (gather.told, 2 * gather.answered, sum(told[1].sums))]
         cells = [
             f"{P:,}",
             *(f"{1e3 * each:,.0f}" for each in times.values()),
             *(f"{each:,.2f}" for each in megabytes),
         ]
-        rows.append(f"| {name} | {' | '.join([*cells[:-1], str(told[1].sums), cells[-1]])} |")
+        rows.append(f"| {name} | {' | '.join([*cells[:-1], str(len(told[1].sums)), cells[-1]])} |")
         for world in WORLDS:
             speeds = [on_paper(times, gather, told[1], world, ping, name == "CNN") for ping in PINGS]
             table.append(f"| {name} | {world} | " + " | ".join(f"{g:.1f} / {s:.1f}" for g, s in speeds) + " |")
@@ -209,11 +248,11 @@ def paper() -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--only", choices=[*CASES, "messages"])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--updates", type=int, default=25)
     args = parser.parse_args()
     for case in CASES:
         if args.only in (None, case):
-            print(*ratios(case, args.rounds), "", sep="\n", flush=True)
+            print(*ratios(case, args.updates), "", sep="\n", flush=True)
     if args.only in (None, "messages"):
         print(*paper(), sep="\n", flush=True)
 

@@ -4,11 +4,12 @@
     python scripts/compare_ranks.py --render            only the tables, from results/scaling/data.csv
 
 One training at a time, TRPO with the configured settings and `sync` environments.  A return is the mean of the
-last 100 episodes of training, or of the most likely actions at the end; differences are by pairs of one seed.
+last 100 episodes, at the end or averaged over the updates; differences are by pairs of one seed.
 """
 
 import argparse
 import csv
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -31,35 +32,35 @@ def folder(way: str) -> str:
 
 
 def finished(runs: Path) -> dict[tuple[str, str, int], tuple[float, float]]:
-    """(environment, way, seed) → return of the last 100 episodes, and of the most likely actions at the end."""
+    """(environment, way, seed) → return of the last 100 episodes at the end, and its mean over the updates."""
     found = {}
     for way in WAYS:
         at = runs / folder(way)
         for path in find_runs([at]) if at.is_dir() else []:
             record, rows = read_record(path), read_rows(path)
             if record["outcome"] == "finished":
-                last = [row["rollout/return"] for row in rows if "rollout/return" in row][-1]
+                curve = [row["rollout/return"] for row in rows if "rollout/return" in row]
                 env = record["config"]["env"]["id"].split("-")[0]
-                found[env, way, record["config"]["seed"]] = (last, rows[-1]["eval/return"])
+                found[env, way, record["config"]["seed"]] = (curve[-1], float(np.mean(curve)))
     return found
 
 
 def write(found: dict) -> None:
     with DATA.open("w", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(["environment", "way", "seed", "last 100 episodes", "most likely actions"])
+        table.writerow(["environment", "way", "seed", "at the end", "over training"])
         table.writerows([*key, *(f"{value:.2f}" for value in found[key])] for key in sorted(found))
 
 
 def read() -> dict:
     with DATA.open() as file:
         _, *rows = csv.reader(file)
-    return {(env, way, int(seed)): (float(last), float(likely)) for env, way, seed, last, likely in rows}
+    return {(env, way, int(seed)): (float(end), float(over)) for env, way, seed, end, over in rows}
 
 
 def table(found: dict) -> list[str]:
     """Means, and the differences to one process with their intervals."""
-    lines = ["| | | seeds | last 100 episodes | difference | most likely actions | difference |"]
+    lines = ["| | | seeds | at the end | difference | over training | difference |"]
     lines.append("|:--|:--|--:|--:|--:|--:|--:|")
     for env in STEPS:
         for way in WAYS:
@@ -71,7 +72,7 @@ def table(found: dict) -> list[str]:
                 x, y = (np.array([found[env, who, seed][column] for seed in seeds]) for who in (way, ONE))
                 mean, (low, high) = paired(x, y)
                 cells += [f"{x.mean():,.0f} ± {x.std(ddof=1):,.0f}"]
-                cells += ["" if way == ONE else f"{mean:+,.0f} [{low:+,.0f}, {high:+,.0f}]"]
+                cells += ["" if way == ONE else f"{mean:+,.1f} [{low:+,.1f}, {high:+,.1f}]"]
             lines.append(f"| {env} | {way} | {len(seeds)} | {' | '.join(cells)} |")
     return lines
 
@@ -84,16 +85,14 @@ def main() -> None:
     parser.add_argument("--render", action="store_true", help="trains nothing")
     args = parser.parse_args()
     if not args.render:
-        done = finished(args.runs)
         for env in args.env:
             for ways in ((ONE, TWO), (COARSE,)):
-                for seed in range(FIRST, FIRST + args.seeds):
-                    for way in ways:
-                        if (env, way, seed) not in done:
-                            words = [f"env={env}", "env.backend=sync", f"total_steps={STEPS[env]}", f"seed={seed}"]
-                            words += [*WAYS[way], f"runs_dir={args.runs / folder(way)}"]
-                            train(1 if way == ONE else 2, words)
-                            write(finished(args.runs))
+                for seed, way in product(range(FIRST, FIRST + args.seeds), ways):
+                    if (env, way, seed) not in finished(args.runs):
+                        words = [f"env={env}", "env.backend=sync", f"total_steps={STEPS[env]}", f"seed={seed}"]
+                        words += [*WAYS[way], f"runs_dir={args.runs / folder(way)}"]
+                        train(1 if way == ONE else 2, words)
+        write(finished(args.runs))
     print(*table(read()), sep="\n")
 
 
