@@ -7,7 +7,7 @@ gather: Hopper, `sync`, whole updates.  sharded: HalfCheetah, 256×256 networks,
 One process with critic.overlap=auto (the default, which fits the critic on the second core) and =false.  All three
 are there at once, and take turns update by update, so that a machine's drift is in none of them: each update has
 the same samples (to rounding, where ranks learn together).  ms: of the median update; ratios: of each, then their
-median and quartiles.
+median and quartiles.  cpu: what the first process was on a core, which tells more where others want the cores too.
 
 messages: tensors that rank 0 of two sends and receives in an update, and their bytes, counted; with them, and with
 what one process takes, a table on paper. See `on_paper` for what it assumes.
@@ -46,7 +46,7 @@ CASES = {  # words, those of two ranks, and the part that is asked about
     "sharded": (["env=HalfCheetah", "env.backend=sync", "horizon=2048", *WIDE, "critic.minibatches=16"],
                 [SHARDED], "update"),
 }  # fmt: skip
-PARTS = ("wall", "collect", "update", "critic")
+PARTS = ("wall", "cpu", "collect", "update", "critic")
 N = 64 * 256
 PAPER = {  # of N steps from 64 environments; a CNN's times are of one step in 64, and multiplied
     "64×64": (["env=HalfCheetah", "num_envs=64", "critic.minibatches=4"], 1),
@@ -111,11 +111,11 @@ def fitted_beside(training: Training, ahead: bool) -> Iterator[Update]:
 
 
 def timed(update: Update) -> dict[str, float]:
-    """Milliseconds: wall time, and its parts."""
-    start = time.perf_counter()
+    """Milliseconds: wall time, this process's on a core, and the parts of the former."""
+    start = time.perf_counter(), time.process_time()
     row = update()
-    took = time.perf_counter() - start
-    return {"wall": 1e3 * took} | {part: 1e3 * row[f"time/{part}"] for part in PARTS[1:]}
+    took = {"wall": time.perf_counter() - start[0], "cpu": time.process_time() - start[1]}
+    return {part: 1e3 * each for part, each in (took | {part: row[f"time/{part}"] for part in PARTS[2:]}).items()}
 
 
 def ratios(case: str, updates: int) -> Iterator[str]:
@@ -134,15 +134,23 @@ def ratios(case: str, updates: int) -> Iterator[str]:
             for way, update in ways.items():
                 found[way].append(timed(update))
             print(*(f"{found[way][-1]['wall']:.0f}" for way in ways), file=sys.stderr, flush=True)
-    yield f"| {case} | " + " | ".join(f"{each}, ms" for each in PARTS) + f" | × {part} | (quartiles) | × wall |"
-    yield "|:--|" + "--:|" * 7
+    yield (
+        f"| {case} | "
+        + " | ".join(f"{each}, ms" for each in PARTS)
+        + f" | × {part} | (quartiles) | × wall | × cpu |"
+    )
+    yield "|:--|" + "--:|" * 9
     ranks = found[[*ways][-1]][1:]
     for way, each in found.items():
         each = each[1:]  # the first is slower
-        times = {p: [x[p] / y[p] for x, y in zip(each, ranks, strict=True)] for p in {part, "wall"}}
+        times = {p: [x[p] / y[p] for x, y in zip(each, ranks, strict=True)] for p in (part, "wall", "cpu")}
         cells = [f"{median(x[p] for x in each):.1f}" for p in PARTS]
         low, middle, high = quantiles(times[part], n=4, method="inclusive")
-        cells += [f"{middle:.2f}", f"{low:.2f} to {high:.2f}", f"{median(times['wall']):.2f}"]
+        cells += [
+            f"{middle:.2f}",
+            f"{low:.2f} to {high:.2f}",
+            *(f"{median(times[p]):.2f}" for p in ("wall", "cpu")),
+        ]
         yield f"| {way} | {' | '.join(cells)} |"
 
 
@@ -189,7 +197,7 @@ def alone(words: list[str]) -> tuple[int, dict[str, float]]:
     with Training(compose.load(words)) as training:
         training.iterate()
         row = training.iterate()
-        return training.policy.theta.numel(), {part: row[f"time/{part}"] for part in PARTS[1:]}
+        return training.policy.theta.numel(), {part: row[f"time/{part}"] for part in PARTS[2:]}
 
 
 def on_paper(
