@@ -18,7 +18,6 @@ from rl_natgrad.distributed.messages import Message, pack, unpack
 
 PATIENCE = timedelta(days=7)  # rank 0 may evaluate for long; who has died is noticed by its closed connection
 SILENCE = 20  # seconds without an answer from another machine's kernel, after which it is gone
-
 SMALL = 1 << 20  # bytes of a sum, up to which its time is that of the way and not of the bytes
 
 
@@ -72,16 +71,17 @@ class Ranks:
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
         """Over all ranks, of a tensor that has the same shape in each; the same bits in all. Raises: Lost."""
+        total = x.detach().clone()
         with _connected("another rank"):
-            if x.nbytes <= SMALL:
-                return self._doubled(x.detach().clone())
-            total = x.detach().clone()
-            dist.all_reduce(total)
-            return total
+            if total.is_cpu and total.nbytes <= SMALL:
+                self._double(total)
+            else:
+                dist.all_reduce(total)
+        return total
 
-    def _doubled(self, total: torch.Tensor) -> torch.Tensor:
-        """The sum in log2 W round trips, where gloo's ring takes 2(W − 1): in each, who has the sum of 1, 2, 4, …
-        ranks swaps it with another such. Recursive doubling, Thakur et al. 2005.
+    def _double(self, total: torch.Tensor) -> None:
+        """The sum, in its place, in log2 W round trips, where gloo's ring takes 2(W − 1): in each, who has the sum of
+        1, 2, 4, … ranks swaps it with another such. Recursive doubling, Thakur et al. 2005.
 
         a + b and b + a have the same bits. Ranks beyond the largest power of two, `full`, go through another.
         """
@@ -89,7 +89,7 @@ class Ranks:
         if self.rank >= full:
             dist.send(total, self.rank - full)
             dist.recv(total, self.rank - full)
-            return total
+            return
         beyond = self.rank + full
         if beyond < self.world:
             dist.recv(other, beyond)
@@ -102,7 +102,6 @@ class Ranks:
             total += other
         if beyond < self.world:
             dist.send(total, beyond)
-        return total
 
     def _answer(self, rank: int) -> Message:
         with _connected(f"rank {rank}"):
