@@ -1,11 +1,14 @@
 """One run of several processes: the bits of one process, and all of them end together."""
 
+import collections
 import contextlib
 import os
+import queue
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -33,6 +36,7 @@ from whole_runs import (
 )  # fmt: skip
 
 from rl_natgrad.config import compose
+from rl_natgrad.distributed import ranks as distributed
 from rl_natgrad.distributed.messages import pack, unpack
 from rl_natgrad.distributed.ranks import start
 from rl_natgrad.envs.episode import episode_seed
@@ -94,6 +98,31 @@ def test_processes_that_start_find_each_other_and_none_that_have_died():
         names += found
         assert len(found) == 1
     assert names[0] != names[1]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 5, 7, 8])
+def test_a_sum_over_ranks_has_the_same_bits_in_all(monkeypatch, world):
+    """Each a thread, which sends by queues."""
+    sent, me = collections.defaultdict(queue.Queue), threading.local()
+
+    def irecv(x, rank):
+        mine = sent[rank, me.rank]
+        return SimpleNamespace(wait=lambda: x.copy_(mine.get(timeout=10)))
+
+    monkeypatch.setattr(distributed, "dist", SimpleNamespace(
+        send=lambda x, rank: sent[me.rank, rank].put(x.clone()), recv=lambda x, rank: irecv(x, rank).wait(),
+        irecv=irecv, get_rank=lambda: me.rank, get_world_size=lambda: world,
+    ))  # fmt: skip
+    each = torch.randn(world, 50, generator=torch.Generator().manual_seed(world))
+
+    def summed(rank):
+        me.rank = rank
+        return distributed.Ranks().sum(each[rank])
+
+    with ThreadPoolExecutor(world) as pool:
+        first, *others = pool.map(summed, range(world))
+    assert all(torch.equal(first, other) for other in others)
+    torch.testing.assert_close(first.double(), each.double().sum(0), rtol=1e-5, atol=1e-5)
 
 
 # ---- the same bits -------------------------------------------------------------------------------------------

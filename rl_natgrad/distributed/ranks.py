@@ -80,8 +80,8 @@ class Ranks:
         return total
 
     def _double(self, total: torch.Tensor) -> None:
-        """The sum, in its place, in log2 W round trips, where gloo's ring takes 2(W − 1): in each, who has the sum of
-        1, 2, 4, … ranks swaps it with another such. Recursive doubling, Thakur et al. 2005.
+        """The sum, in its place, in log2 W round trips, where gloo's ring takes 2(W − 1): in each, who has the sum
+        of 1, 2, 4, … ranks swaps it with another such. Recursive doubling, Thakur et al. 2005.
 
         a + b and b + a have the same bits. Ranks beyond the largest power of two, `full`, go through another.
         """
