@@ -87,11 +87,11 @@ def test_backtracks_beyond_float32_are_refused(monkeypatch, tmp_path, capfd, tri
 def test_updates_that_were_not_finite_are_noted_once_and_counted(monkeypatch, tmp_path, capfd):
     learn = Training.learn
 
-    def poisoned(self, batch):
+    def poisoned(self, *given):
         with monkeypatch.context() as patch:
             if self.update in (1, 2, 4):
                 patch.setattr(Problem, "_kl", lambda problem, z: z.sum() * np.nan)
-            return learn(self, batch)
+            return learn(self, *given)
 
     monkeypatch.setattr(Training, "learn", poisoned)
     assert run(monkeypatch, *SMALL, "algo=npg", "total_steps=1500", f"runs_dir={tmp_path}") == 0

@@ -38,8 +38,9 @@ MUTANTS = {
     "newton's radius is of its hessian": (
         "algos/problem.py", "self._mean_of(gauss_newton(self._sample)) if self.curvature is hessian else", "",
         "likelihood"),
-    "negative curvature is followed": ("optim/solvers.py", "pAp <= 0", "False", "solvers"),
-    "cg buffers aliased": ("optim/solvers.py", "b.clone(), b.clone()", "*[b.clone()] * 2", "solvers"),
+    "negative curvature is followed": ("optim/solvers.py _conjugate_gradients", "pAp <= 0", "False", "solvers"),
+    "cg buffers aliased": (
+        "optim/solvers.py _conjugate_gradients", "b.clone(), b.clone()", "*[b.clone()] * 2", "solvers"),
     "cg damping is absolute": ("optim/solvers.py", "damping * float(p @ Ap) / bb", "damping", "solvers"),
     # heads and networks
     "gaussian kl averaged over dimensions": ("policy/heads.py DiagGaussian.kl", ".sum(-1)", ".mean(-1)", "heads"),

@@ -167,7 +167,7 @@ ENDS = [  # exit code, outcome in run.json, error in it, asked by the sweep → 
     (5, "running", None, None, "failed", "last words", "failed"),
     (2, None, None, None, "failed", "last words", None),
     (130, "stopped", None, "stopped", "stopped", None, "stopped"),
-    (143, "stopped", None, None, "stopped", None, "stopped"),
+    (143, "stopped", None, None, "stopped", "stopped by SIGTERM", "stopped"),
     (-2, None, None, "stopped", "stopped", None, None),
     (-9, "running", None, "stopped", "stopped", None, "stopped"),
     (1, "failed", "OSError: full", "stopped", "failed", "OSError: full", "failed"),

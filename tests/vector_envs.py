@@ -15,7 +15,7 @@ TESTS = Path(__file__).parent
 def make(id, backend="sync", num_envs=3, seed=0, timeout=60.0, frame_stack=None, action_mask=False, **kwargs):
     cfg = SimpleNamespace(
         id=id, backend=backend, allow_import=True, timeout=timeout, kwargs=kwargs, frame_stack=frame_stack,
-        action_mask=action_mask,
+        action_mask=action_mask, stagger=False,
     )  # fmt: skip
     return envs.make(cfg, num_envs, seed)
 
