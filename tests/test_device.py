@@ -221,6 +221,25 @@ def test_a_batch_of_tensors_is_that_of_arrays():
             torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("env", ["CartPole", "Pendulum"])
+def test_a_training_on_tensors_acts_and_learns_as_on_arrays_at_every_update(env):
+    with Training(config(f"env={env}", "env.backend=device", "num_envs=8", "horizon=64")) as run:
+        draw, drawn, ends = run.policy.noise, [], 0
+        run.policy.noise = lambda rng, shape: drawn.append(draw(rng, shape)) or drawn[-1]
+        for _ in range(5):
+            collected = run.collect()
+            there, names = collected.rollout, ("obs", "action", "reward", "terminated", "done", "valid")
+            rollout = replace(there, **{name: getattr(there, name).numpy() for name in names})
+            for obs, noise, action in zip(rollout.obs, drawn[-1].numpy(), rollout.action, strict=False):
+                np.testing.assert_allclose(run.policy.act(obs, noise), action, rtol=1e-5, atol=1e-5)
+            batches = [vars(run.batch(each)).values() for each in (there, rollout)]
+            for found, expected in zip(*batches, strict=True):
+                torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+            run.learn_from(run.gather(collected))
+            ends += len(there.returns)
+        assert ends >= 8
+
+
 @pytest.mark.parametrize("algo", ["trpo", "ppo"])
 def test_training_keeps_every_number_in_tensors(monkeypatch, algo):
     words = [f"algo={algo}", "env=Pendulum", "env.backend=device", "num_envs=16", "horizon=20", "seed=3"]
