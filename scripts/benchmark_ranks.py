@@ -3,8 +3,10 @@
     python scripts/benchmark_ranks.py                          two cores to itself, five minutes
     python scripts/benchmark_ranks.py --only gather --updates 5       or sharded, or messages
 
-gather: Hopper, `sync`, whole updates.  sharded: HalfCheetah, 256×256 networks, 8 × 2048 steps, the policy's step.
-One process with critic.overlap=auto (the default, which fits the critic on the second core) and =false.  All three
+gather: Hopper, `sync`, whole updates; beside them two processes that tell each other nothing and step half of the
+environments each, with the first policy: what the machine allows.  sharded: HalfCheetah, 256×256 networks,
+8 × 2048 steps, the policy's step.
+One process with critic.overlap=auto (the default, which fits the critic on the second core) and =false.  All
 are there at once, and take turns update by update, so that a machine's drift is in none of them: each update has
 the same samples (to rounding, where ranks learn together).  ms: of the median update; ratios: of each, then their
 median and quartiles.  cpu: what the first process was on a core, which tells more where others want the cores too.
@@ -22,6 +24,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from math import ceil, log2
+from multiprocessing import Pipe, Process
+from multiprocessing.connection import Connection
 from statistics import median, quantiles
 from typing import NamedTuple
 from unittest.mock import patch
@@ -110,6 +114,35 @@ def fitted_beside(training: Training, ahead: bool) -> Iterator[Update]:
         yield update
 
 
+def steps(pipe: Connection, words: list[str]) -> None:
+    """Collects a rollout whenever it is told to, and says so."""
+    with Training(compose.load(words)) as training:
+        while pipe.recv():
+            training.collect()
+            pipe.send(None)
+
+
+@contextmanager
+def halves(words: list[str]) -> Iterator[Update]:
+    """Collection alone, by two processes that tell each other nothing but when to begin."""
+    half = [*words, "num_envs=4"]
+    here, there = Pipe()
+    second = Process(target=steps, args=(there, half))
+    second.start()
+    with Training(compose.load(half)) as first:
+
+        def update() -> dict[str, float]:
+            start = time.perf_counter()
+            here.send(True)
+            first.collect()
+            here.recv()
+            return {"time/collect": time.perf_counter() - start, "time/update": 0.0, "time/critic": 0.0}
+
+        yield update
+    here.send(False)
+    second.join()
+
+
 def timed(update: Update) -> dict[str, float]:
     """Milliseconds: wall time, this process's on a core, and the parts of the former."""
     start = time.perf_counter(), time.process_time()
@@ -121,10 +154,11 @@ def timed(update: Update) -> dict[str, float]:
 def ratios(case: str, updates: int) -> Iterator[str]:
     """A row per way; × says how much faster two ranks are than that."""
     words, more, part = CASES[case]
-    with ExitStack() as stack:
+    with ExitStack() as stack:  # forked before threads begin
+        apart = {} if more else {"two halves apart, no learning": stack.enter_context(halves(words))}
         one, plain = (stack.enter_context(Training(compose.load(words))) for _ in range(2))
         two = stack.enter_context(first_of_two([*words, *more]))
-        ways: dict[str, Update] = {
+        ways: dict[str, Update] = apart | {
             "one process": stack.enter_context(fitted_beside(one, ahead=True)),
             "one process, critic.overlap=false": plain.iterate,
             f"2 ranks, {case}": two.iterate if more else stack.enter_context(fitted_beside(two, ahead=False)),

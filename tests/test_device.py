@@ -256,9 +256,9 @@ def test_training_keeps_every_number_in_tensors(monkeypatch, algo):
 
 @pytest.fixture
 def elsewhere(monkeypatch):
-    """The CPU is taken for a GPU: no tensor becomes an array, batches stay whole, and CG waits for nothing."""
+    """The CPU is taken for a GPU: no tensor becomes an array, parts are others, and CG waits for nothing."""
     monkeypatch.setattr(mlp, "raw", torch.Tensor.detach)
-    monkeypatch.setattr(mlp, "_chunks", lambda x: (x,))
+    monkeypatch.setattr(mlp, "_chunks", lambda x, sizes: x.split(1000))
     monkeypatch.setitem(
         build.SOLVERS, "cg",
         lambda F, b, *, damping, max_iter, tol, float64: conjugate_gradients_there(F, b, damping, max_iter, tol),

@@ -106,6 +106,14 @@ def test_outputs_along_given_weights(make, chunk, monkeypatch):
         check_linearization(along, f, theta, 7)
 
 
+@pytest.mark.parametrize("device, rows, parts", [("cpu", 5000, 2), ("meta", 500_000, 1), ("meta", 1_100_000, 3)])
+def test_a_gpu_works_on_as_many_samples_as_a_gibibyte_holds(device, rows, parts):
+    sizes = (17, 256, 256, 6)
+    found = [len(x) for x in mlp._chunks(torch.empty(rows, 17, device=device, dtype=torch.float32), sizes)]
+    assert len(found) == parts and sum(found) == rows
+    assert device == "cpu" or max(found) * sum(sizes) * 4 <= 2**30
+
+
 @pytest.mark.parametrize("make", [make for name, make in NETWORKS.items() if "free" not in name])
 def test_the_last_layer_makes_the_outputs(make):
     net = make()

@@ -16,9 +16,15 @@ CHUNK = 4096
 """Samples that a CPU works on at a time: what a layer makes of them then stays in its cache."""
 
 
-def _chunks(x: Tensor) -> tuple[Tensor, ...]:
-    """A batch in parts on a CPU, in one elsewhere."""
-    return x.split(CHUNK) if x.device.type == "cpu" and len(x) > CHUNK else (x,)
+MEMORY = 2**30
+"""Bytes that all layers may take of the samples that a GPU works on at a time: what a product makes in between.
+The activations, which every product needs, are kept of all samples."""
+
+
+def _chunks(x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+    """A batch in parts: small ones on a CPU, by memory elsewhere. Args: sizes: units of each layer."""
+    here = x.device.type == "cpu"
+    return x.split(CHUNK if here else max(1, MEMORY // (x.element_size() * sum(sizes))))
 
 
 quiet = np.errstate(over="ignore", invalid="ignore")
@@ -66,7 +72,7 @@ class MLP:
         """z (N, K), differentiable in θ."""
         if not (torch.is_grad_enabled() and theta.requires_grad):
             layers = self.layers(raw(theta))
-            zs = [tensor(self._activations(layers, raw(part))[-1]) for part in _chunks(x)]
+            zs = [tensor(self._activations(layers, raw(part))[-1]) for part in _chunks(x, self.sizes)]
             return zs[0] if len(zs) == 1 else torch.cat(zs)
         *hidden, (W_last, b_last) = self.layers(theta)
         for W, b in hidden:
@@ -77,7 +83,7 @@ class MLP:
     def linearize(self, theta: Tensor, x: Tensor) -> "LinearizedMLP | Chunks":
         """z + J dθ around θ."""
         layers, parts = self.layers(raw(theta)), []
-        for part in _chunks(x):
+        for part in _chunks(x, self.sizes):
             *hidden, z = self._activations(layers, raw(part))
             parts.append(LinearizedMLP(self, layers, tensor(z), hidden))
         return parts[0] if len(parts) == 1 else Chunks(parts)
@@ -279,11 +285,14 @@ class Chunks:
 
     def vjp(self, u: Tensor) -> Tensor:
         """Jᵀ u, summed over samples: (N, K) → (P,)."""
-        return torch.stack([part.vjp(u) for part, u in zip(self.parts, u.split(CHUNK), strict=True)]).sum(0)
+        return torch.stack([part.vjp(u) for part, u in zip(self.parts, self._split(u), strict=True)]).sum(0)
 
     def along(self, b: Tensor) -> "Chunks":
         """The one output bᵀz, for b (N, K)."""
-        return Chunks([part.along(b) for part, b in zip(self.parts, b.split(CHUNK), strict=True)])
+        return Chunks([part.along(b) for part, b in zip(self.parts, self._split(b), strict=True)])
+
+    def _split(self, x: Tensor) -> tuple[Tensor, ...]:
+        return x.split([len(part.z) for part in self.parts])
 
     def jacobian(self) -> Tensor:
         """J (N, K, P)."""
