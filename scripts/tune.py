@@ -1,17 +1,18 @@
 """Equal tuning: what each algorithm reaches with the best of equally many settings, and what with any of them.
 
-    python scripts/tune.py [env=CartPole,Acrobot,Pendulum,LunarLander] [algo=pg,ppo] [jobs=2] [smoke=1]
+    python scripts/tune.py [env=CartPole,Acrobot,Pendulum,LunarLander] [algo=pg,ppo] [jobs=2] [smoke=1] [render]
 
 Each algorithm has as many trials on each task: settings of its own knobs, quasi-random over their ranges (Halton).
 All are trained on seeds 1000 and 1001, the best three again on 1002 to 1004, and the best of these on 100 to 109,
 on which nothing is ever chosen.  What is no knob here is as it comes with the environment.
 
 What is missing is run, a training a job, and kept in runs/questions/tune.jsonl: it can be stopped and started.
-results/tuning/data.csv has every training so far, the table that is printed a line per task and algorithm.
+results/tuning/ has every training so far and, once a task has its winners, the page; `render` makes that alone.
 smoke=1 tries everything in a minute, below runs/questions/smoke.
 """
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -22,11 +23,9 @@ from scipy.stats import qmc
 
 sys.path.insert(0, str(Path(__file__).parent / "questions"))
 
-from page import iqm, number
-from runner import ROOT, Row, collected, read, to_csv, work
-from trainings import SEEDS, updates
+from runner import ROOT, Row, collected, from_csv, read, render, to_csv, work
+from trainings import SEEDS, shares, updates
 
-from rl_natgrad.compare.report import markdown_table
 from rl_natgrad.envs.cores import cores
 from rl_natgrad.run.files import write_atomically
 
@@ -36,6 +35,7 @@ STEPS = {
 }  # fmt: skip
 DEFAULT = ("CartPole", "Acrobot", "Pendulum", "LunarLander")
 CONTINUOUS = ("Pendulum", "Hopper", "HalfCheetah")
+POINTS = 50  # of a winner's curve are kept
 
 
 class Plan(NamedTuple):
@@ -49,7 +49,7 @@ class Plan(NamedTuple):
     share: float = 1.0  # of STEPS
 
 
-SMOKE = Plan(trials=3, first=(1000,), again=(1002,), best=2, final=SEEDS[:2], share=0.04)
+SMOKE = Plan(trials=3, first=(1000,), again=(1002,), best=2, final=SEEDS[:2], share=0.1)
 
 Knob = Callable[[float], str]
 """u in [0, 1) ↦ a value as it is written on a command line."""
@@ -135,10 +135,12 @@ def score(returns: Sequence[float | None]) -> float:
 
 
 def rows(job: Row) -> list[Row]:
-    """A training: mean return of the episodes ended in its last tenth, and in all of it; None if it failed."""
+    """A training: mean return of the episodes ended in its last tenth, and in all of it; None if it failed.
+    A winner's has its curve too."""
     words = [*ALGOS[job["algo"]][0], *job["settings"].split(), f"env={job['env']}", f"seed={job['seed']}"]
-    found, log = [], {"step": 0.0}
+    found, spent, began, log = [], [], time.process_time(), {"step": 0.0}
     for mean, log in updates(*words, f"total_steps={job['steps']}"):
+        spent.append((log["step"], time.process_time() - began))
         if mean is not None:
             found.append((log["step"], mean, log["rollout/episodes"]))
     if log["step"] < job["steps"] or not found:
@@ -146,55 +148,52 @@ def rows(job: Row) -> list[Row]:
     step, returns, episodes = np.array(found).T
     last = step > 0.9 * job["steps"]
     last[-1] = True
-    return [{"end": float(np.average(returns[last], weights=episodes[last])),
-             "mean": float(np.average(returns, weights=episodes))}]  # fmt: skip
-
-
-def table(found: Sequence[Row]) -> str:
-    """Of each task and algorithm what the winner returns at the end, and how its trials spread."""
-    lines = []
-    for env, algo in dict.fromkeys((row["env"], row["algo"]) for row in found):
-        mine = [row for row in found if (row["env"], row["algo"]) == (env, algo)]
-        final = [row for row in mine if row["round"] == "final"]
-        trials = [score([r["end"] for r in mine if r["round"] == "first" and r["trial"] == t]) for t in
-                  dict.fromkeys(r["trial"] for r in mine)]  # fmt: skip
-        quarters = np.quantile(trials, [0.25, 0.5, 0.75], method="nearest")
-        told = iqm([r["end"] for r in final]) if final and None not in [r["end"] for r in final] else "–"
-        lines.append([env, algo, told, *map(number, (*quarters, max(trials))), str(len(trials)),
-                      final[0]["settings"] if final else "–"])  # fmt: skip
-    header = ["task", "algorithm", "winner, IQM", "trials: lower quartile", "median", "upper quartile", "best",
-              "how many", "the winner's settings"]  # fmt: skip
-    return markdown_table(header, lines)
+    row = {"end": float(np.average(returns[last], weights=episodes[last])),
+           "mean": float(np.average(returns, weights=episodes))}  # fmt: skip
+    if job["round"] == "final":
+        row |= shares([(at, mean) for at, mean, _ in found], spent, job["steps"], POINTS)
+    return [row]
 
 
 def main(module: ModuleType, argv: Sequence[str]) -> int:
     """Exit code: 0, 1 (a training raised), 2 (refused), 130 (stopped)."""
-    given = {"env": ",".join(DEFAULT), "algo": ",".join(ALGOS), "jobs": str(cores()), "smoke": "0"}
+    given = {"env": ",".join(DEFAULT), "algo": ",".join(ALGOS), "jobs": str(cores()), "smoke": "0", "render": "0"}
     known = set(given)
-    given |= dict(word.partition("=")[::2] for word in argv)
+    given |= dict(word.split("=", 1) if "=" in word else (word, "1") for word in argv)
     envs, algos = given["env"].split(","), given["algo"].split(",")
     if given.keys() - known or not set(envs) <= STEPS.keys() or not set(algos) <= ALGOS.keys():
-        print(f"error: expected [env=…] of {', '.join(STEPS)}, [algo=…] of {', '.join(ALGOS)}, [jobs=N] and "
-              f"[smoke=1], got {' '.join(argv)}", file=sys.stderr)  # fmt: skip
+        print(f"error: expected [env=…] of {', '.join(STEPS)}, [algo=…] of {', '.join(ALGOS)}, [jobs=N], "
+              f"[smoke=1] and [render], got {' '.join(argv)}", file=sys.stderr)  # fmt: skip
         return 2
+    import tuning  # the page, which knows this module
+
     smoke = given["smoke"] == "1"
-    plan = SMOKE if smoke else Plan()
-    kept = ROOT / "runs/questions" / f"tune{'-smoke' if smoke else ''}.jsonl"
     out = (ROOT / "runs/questions/smoke" if smoke else ROOT / "results") / "tuning"
-    done = lambda jobs: collected(jobs, kept)[0]  # noqa: E731
-    running = [rounds(env, algo, plan, done) for env in envs for algo in algos]
     code = 0
-    for each in zip(*running, strict=True):  # a round of all, and then the next
-        if code := work(module, [job for jobs in each for job in jobs], kept, int(given["jobs"])):
-            break
-    if not read(kept):
-        return code
-    every, about = collected([line["job"] for line in read(kept)], kept)
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "data.csv", to_csv(every, about).encode())
-    print(table(every))
-    print(f"wrote   {(out / 'data.csv').relative_to(ROOT)}")
+    if given["render"] == "0":
+        kept = ROOT / "runs/questions" / f"tune{'-smoke' if smoke else ''}.jsonl"
+        code = trained(module, envs, algos, SMOKE if smoke else Plan(), kept, int(given["jobs"]))
+        if not read(kept):
+            return code
+        out.mkdir(parents=True, exist_ok=True)
+        data = to_csv(*collected([line["job"] for line in read(kept)], kept))
+        write_atomically(out / "data.csv", data.encode())
+        print(f"wrote   {(out / 'data.csv').relative_to(ROOT)}")
+    if tuning.winners(from_csv((out / "data.csv").read_text())[0], "steps"):
+        render(tuning, out)
+        print(f"wrote   {out.relative_to(ROOT)}/README.md, figure.png")
     return code
+
+
+def trained(
+    module: ModuleType, envs: Sequence[str], algos: Sequence[str], plan: Plan, kept: Path, at_once: int
+) -> int:
+    """A round of all, and then the next. Returns the exit code."""
+    running = [rounds(env, algo, plan, lambda jobs: collected(jobs, kept)[0]) for env in envs for algo in algos]
+    for each in zip(*running, strict=True):
+        if code := work(module, [job for jobs in each for job in jobs], kept, at_once):
+            return code
+    return 0
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ PAGE = """\
 
 ## Command
 
-    python scripts/questions/{name}.py
+    python {script}
 
 runs what is missing and writes this page; it can be stopped and started again. `render` makes page and figure from
 [data.csv](data.csv) alone, `smoke=1` tries everything in a minute.
@@ -108,14 +108,14 @@ Made with {about}.
 """
 
 
-def markdown(answer: Answer, name: str, about: str) -> str:
-    """README.md."""
+def markdown(answer: Answer, script: str, about: str) -> str:
+    """README.md. script: what makes it."""
     verdicts = "\n".join(f"- “{c.claim}”: **{c.verdict}**. {c.number}" for c in answer.claims)
     tables = "\n\n".join(
         "\n\n".join(filter(None, (f"## {t.title}", t.before, markdown_table(t.header, t.rows)))) for t in answer.tables
     )
     return PAGE.format(
-        title=answer.title, question=answer.question, verdicts=verdicts, sentence=answer.sentence, name=name,
+        title=answer.title, question=answer.question, verdicts=verdicts, sentence=answer.sentence, script=script,
         caption=answer.caption, run=answer.run, tables=tables, oracle=answer.oracle, about=about,
         cannot="\n".join(f"- {line}" for line in answer.cannot),
         literature="\n".join(f"- {line}" for line in answer.literature),

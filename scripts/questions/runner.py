@@ -187,5 +187,6 @@ def render(question: ModuleType, out: Path) -> None:
     """README.md and figure.png from data.csv, and from nothing else."""
     rows, about = from_csv((out / "data.csv").read_text())
     answer = question.answer(rows)
-    write_atomically(out / "README.md", markdown(answer, Path(question.__file__).stem, about).encode())
+    script = getattr(question, "SCRIPT", f"scripts/questions/{Path(question.__file__).name}")
+    write_atomically(out / "README.md", markdown(answer, script, about).encode())
     answer.draw(out / "figure.png")

@@ -1,0 +1,145 @@
+"""The page of scripts/tune.py: after equal tuning, which algorithm is ahead, and what does one get untuned?"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from page import Answer, Claim, Table, cells, minus, number
+from runner import Row
+from trainings import as_run
+from tune import ALGOS, CONTINUOUS, STEPS, Plan, knobs, score
+
+from rl_natgrad.compare import plot, summary
+from rl_natgrad.compare.options import AXES, Options
+from rl_natgrad.compare.summary import Comparison
+from rl_natgrad.config.refusals import listing
+
+SCRIPT = "scripts/tune.py"
+NAMES = {"trpo": "TRPO", "npg": "NPG", "ppo": "PPO", "pg-steps": "PG, several steps", "pg": "PG"}
+
+
+def answer(found: Sequence[Row]) -> Answer:
+    """The page, of as many trainings as there are."""
+    by_axis = {axis: winners(found, axis) for axis in ("steps", "seconds")}
+    tasks = {c.env for c in by_axis["steps"]}
+    spread = {env: trials(found, env) for env in STEPS if env in tasks}
+    plan = Plan()
+    return Answer(
+        title="Equal tuning: PG, NPG, TRPO and PPO",
+        question="After equally many tries of its own settings, which algorithm learns most? And what does one get untuned?",
+        claims=[
+            *(Claim(f"Which is ahead over {AXES[axis]}, each with its best setting?", *map(minus, summary.ranking(each)))
+              for axis, each in by_axis.items()),
+            suffers(spread),
+        ],
+        sentence="“Ahead” is by interquartile mean (IQM) over seeds, with its 95 % bootstrap interval in brackets. Two algorithms "
+        "are told apart where the 95 % interval of the probability that a run of one ends above a run of the other leaves out one half.",
+        run=f"Per task and algorithm {plan.trials} settings, quasi-random over the ranges below, on seeds {listing(map(str, plan.first))}; the "
+        f"best {plan.best} by the mean of the last tenth again on {plan.again[0]} to {plan.again[-1]}; the best of these, by all five seeds, on "
+        f"{plan.final[0]} to {plan.final[-1]}, on which nothing was chosen. "
+        f"{len(found):,} trainings: {listing([f'{env} for {STEPS[env]:,} steps' for env in spread])}.",
+        tables=[
+            *(Table(f"The best setting of each, at equal {AXES[axis]}", *cells(*summary.overview(each)))
+              for axis, each in by_axis.items()),
+            Table("Which run ends higher, at equal steps", *cells(*summary.chances(by_axis["steps"]))),
+            Table("What the settings returned that were tried", *cells(*quartiles(spread)),
+                  before="Of each algorithm's trials, means of two seeds over the last tenth of the steps."),
+            Table("The best settings", *best(found)),
+            Table("What was tried", *ranges(), before="Log σ uniform; rates, δ, damping, clip and 1 − λ log-uniform; each "
+                  "of a few values as likely. Anything else is as it comes with the environment."),
+        ],
+        plot=partial(draw, by_axis["steps"], spread),
+        caption="Left: of an algorithm's trials, the share that returned less. Right: the best setting's return over steps, "
+        "IQM over ten fresh seeds with its 95 % bootstrap interval.",
+        oracle="The trainings are those of `python -m rl_natgrad.train`, to the bit, with the words of the tables; that the choice is made "
+        "without the seeds that are reported is tested (`pytest tests/test_tune.py`).",
+        cannot=[
+            f"{plan.trials} trials of six to eight settings each: none is the best possible, and a setting may have won by luck with its "
+            "seeds. What is told apart is so after that much tuning.",
+            "The spread is over these ranges. Wider ones make every algorithm look worse, and narrower ones better.",
+            "Seconds are CPU seconds of one thread of one machine that did other things as well.",
+        ],
+        literature=["Agarwal et al. 2021 (Deep reinforcement learning at the edge of the statistical precipice): IQM, intervals, "
+                    "probability of improvement.",
+                    "Engstrom et al. 2020 (Implementation matters in deep policy gradients): why both have the same code around them."],
+        size=(12, 3.4 * max(len(spread), 1)),
+    )  # fmt: skip
+
+
+def winners(found: Sequence[Row], axis: str) -> list[Comparison]:
+    """Of each task whose algorithms have all been through, those of the best settings."""
+    compared = []
+    for env in STEPS:
+        mine = [row for row in found if (row["env"], row["round"]) == (env, "final") and row["end"] is not None]
+        groups = {name: [as_run(row) for row in mine if row["algo"] == algo] for algo, name in NAMES.items()}
+        if all(groups.values()):
+            compared.append(summary.compare(env, groups, Options([Path()], by=["env"], x=[axis])))
+    return compared
+
+
+def trials(found: Sequence[Row], env: str) -> dict[str, np.ndarray]:
+    """Algorithm → its trials' scores on a task, from the lowest; −∞ of those that failed."""
+    first = [row for row in found if (row["env"], row["round"]) == (env, "first")]
+    groups = {name: [row for row in first if row["algo"] == algo] for algo, name in NAMES.items()}
+    return {
+        name: np.sort([score([r["end"] for r in mine if r["trial"] == t]) for t in {r["trial"] for r in mine}])
+        for name, mine in groups.items()
+    }
+
+
+def quartiles(spread: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[list[str], list[list[str]]]:
+    """Of the trials of each task and algorithm."""
+    lines = []
+    for env, each in spread.items():
+        for name, scores in each.items():
+            ends = (scores[0], *np.quantile(scores, [0.25, 0.5, 0.75], method="nearest"), scores[-1])
+            lines.append([env, name, str(len(scores)), *map(number, ends)])
+    return ["task", "algorithm", "trials", "worst", "lower quartile", "median", "upper quartile", "best"], lines
+
+
+def suffers(spread: Mapping[str, Mapping[str, np.ndarray]]) -> Claim:
+    """Whose median trial is how far below the best, where 0 is a task's worst trial of all and 1 its best."""
+    told = {}
+    for name in NAMES.values():
+        parts = []
+        for each in spread.values():
+            every = np.concatenate([*each.values()])
+            low, high = every[np.isfinite(every)].min(), every.max()
+            parts.append((np.maximum(np.median(each[name]), low) - low) / (high - low))
+        told[name] = float(np.mean(parts)) if parts else 0.0
+    order = sorted(told, key=lambda name: told[name], reverse=True)
+    return Claim("Which suffers least untuned?", order[0] if spread else "not settled",
+                 "The median of its trials, with 0 a task's worst trial of all and 1 its best, mean over tasks: "
+                 + ", ".join(f"{name} {told[name]:.2f}" for name in order) + ".")  # fmt: skip
+
+
+def best(found: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """The words of each winner."""
+    settings = {(row["env"], row["algo"]): row["settings"] for row in found if row["round"] == "final"}
+    return ["task", "algorithm", "settings"], [[env, NAMES[algo], f"`{words}`"] for (env, algo), words in settings.items()]
+
+
+def ranges() -> tuple[list[str], list[list[str]]]:
+    """What each algorithm's knobs were drawn from: the ends, or all values of a choice."""
+    tried: dict[tuple[str, str], list[str]] = {}
+    for algo in ALGOS:
+        for key, at in knobs(CONTINUOUS[0], algo).items():
+            values = list(dict.fromkeys(at(u) for u in np.linspace(0, 1 - 1e-12, 20)))
+            among = ", ".join(values) if len(values) < 5 else f"{values[0]} to {values[-1]}"
+            tried.setdefault((key, among), []).append(NAMES[algo])
+    every = len(ALGOS)
+    lines = [[f"`{key}`", among, "all" if len(who) == every else listing(who)] for (key, among), who in tried.items()]
+    return ["setting", "values", "of"], lines
+
+
+def draw(compared: Sequence[Comparison], spread: Mapping[str, Mapping[str, np.ndarray]], figure) -> None:
+    """Spread of the trials, and curves of the winners, a row a task."""
+    left, right = figure.subfigures(1, 2)
+    plot.draw(right, compared, ["steps"], "return")
+    for panel, (env, each) in zip(left.subplots(len(spread), 1, squeeze=False)[:, 0], spread.items(), strict=True):
+        for (name, scores), colour in zip(each.items(), plot.COLOURS, strict=False):
+            panel.plot(np.linspace(0, 1, len(scores)), scores, label=name, color=colour, linewidth=1.6)
+        panel.set_title(f"{env}: trials, from the worst to the best", fontsize="medium")
+        panel.set_ylabel("return")
+        panel.set_xlabel("share of the trials")
