@@ -38,13 +38,13 @@ def test_the_rounds_end_with_the_best_of_all_seeds_seen(tune):
     }  # fmt: skip
 
     def done(jobs):
-        failed = lambda job: job["trial"] == 3 and job["seed"] == 1001  # noqa: E731
+        failed = lambda job: job["trial"] == 3 and job["seed"] == 1000  # noqa: E731
         return [job | dict.fromkeys(("end", "mean"), None if failed(job) else ends[job["round"]][job["trial"]])
                 for job in jobs]  # fmt: skip
 
     first, again, final = tune.rounds("CartPole", "ppo", plan, done)
-    assert [(job["trial"], job["seed"]) for job in first] == list(itertools.product(range(4), (1000, 1001)))
-    assert [(job["trial"], job["seed"]) for job in again] == list(itertools.product((1, 2), (1002, 1003, 1004)))
+    assert [(job["trial"], job["seed"]) for job in first] == list(itertools.product(range(4), (1000,)))
+    assert [(job["trial"], job["seed"]) for job in again] == list(itertools.product((1, 2), (1001, 1002, 1003)))
     assert [(job["trial"], job["seed"]) for job in final] == [(2, seed) for seed in range(100, 110)]
     assert final[0]["settings"] == tune.settings("CartPole", "ppo", 4)[2] and final[0]["steps"] == 100_000
 
@@ -82,7 +82,7 @@ def test_the_page_says_who_is_ahead_and_what_untuned_gives(tune):
     for k, algo in enumerate(tune.ALGOS):  # the later, the better, and the less it depends on its settings
         row = {"env": "CartPole", "algo": algo, "steps": 1000, "settings": f"of={algo}"}
         found += [row | {"round": "first", "trial": t, "seed": s, "end": 100.0 * k + 20 * t * (5 - k)}
-                  for t in range(5) for s in (1000, 1001)]  # fmt: skip
+                  for t in range(5) for s in (1000,)]  # fmt: skip
         curve = {"curve": shared(range(100 * k, 100 * k + 10)), "clock": shared(range(1, 11))}
         winner = row | curve | {"round": "final", "trial": 4, "end": 1.0}
         found += [winner | {"seed": seed} for seed in range(100, 110)]

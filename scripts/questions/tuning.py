@@ -35,8 +35,8 @@ def answer(found: Sequence[Row]) -> Answer:
         ],
         sentence="“Ahead” is by interquartile mean (IQM) over seeds, with its 95 % bootstrap interval in brackets. Two algorithms "
         "are told apart where the 95 % interval of the probability that a run of one ends above a run of the other leaves out one half.",
-        run=f"Per task and algorithm {plan.trials} settings, quasi-random over the ranges below, on seeds {listing(map(str, plan.first))}; the "
-        f"best {plan.best} by the mean of the last tenth again on {plan.again[0]} to {plan.again[-1]}; the best of these, by all five seeds, on "
+        run=f"Per task and algorithm {plan.trials} settings, quasi-random over the ranges below, on seed {plan.first[0]}; the "
+        f"best {plan.best} by the mean of the last tenth again on {plan.again[0]} to {plan.again[-1]}; the best of these, by all four seeds, on "
         f"{plan.final[0]} to {plan.final[-1]}, on which nothing was chosen. "
         f"{len(found):,} trainings: {listing([f'{env} for {STEPS[env]:,} steps' for env in spread])}.",
         tables=[
@@ -44,7 +44,7 @@ def answer(found: Sequence[Row]) -> Answer:
               for axis, each in by_axis.items()),
             Table("Which run ends higher, at equal steps", *cells(*summary.chances(by_axis["steps"]))),
             Table("What the settings returned that were tried", *cells(*quartiles(spread)),
-                  before="Of each algorithm's trials, means of two seeds over the last tenth of the steps."),
+                  before="Of each algorithm's trials: means over the last tenth of the steps, one seed."),
             Table("The best settings", *best(found)),
             Table("What was tried", *ranges(), before="Log σ uniform; rates, δ, damping, clip and 1 − λ log-uniform; each "
                   "of a few values as likely. Anything else is as it comes with the environment."),
