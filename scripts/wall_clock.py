@@ -25,16 +25,11 @@ from rl_natgrad.run.records import read_rows
 
 RETURN = 475
 RATES, RADII, HORIZONS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1), (3e-3, 1e-2, 3e-2, 1e-1, 3e-1), (16, 64, 256)
-Grid = dict[str, tuple[str, ...]]  # what is printed: the words of a command
-PG: Grid = {
-    f"PG, Adam {rate:g}, {8 * horizon} steps": ("algo=pg", f"optimizer.lr={rate}", f"horizon={horizon}")
-    for rate, horizon in itertools.product(RATES, HORIZONS)
-}
-TENTH = ("algo=trpo", "fisher.fraction=0.1")
-TRPO: Grid = {
-    f"TRPO, δ {delta:g}, {8 * horizon} steps": (*TENTH, f"algo.delta={delta}", f"horizon={horizon}")
-    for delta, horizon in itertools.product(RADII, HORIZONS)
-}
+PG = [f"algo=pg optimizer.lr={rate:g} horizon={T}" for rate, T in itertools.product(RATES, HORIZONS)]
+TRPO = [
+    f"algo=trpo fisher.fraction=0.1 algo.delta={delta:g} horizon={T}"
+    for delta, T in itertools.product(RADII, HORIZONS)
+]
 
 
 class Reached(NamedTuple):
@@ -45,11 +40,11 @@ class Reached(NamedTuple):
     there: bool
 
 
-def run(words: tuple[str, ...], seed: int, budget: int) -> Reached:
+def run(words: str, seed: int, budget: int) -> Reached:
     """One process. Its start-up is what passes until its first line is on the screen."""
     with tempfile.TemporaryDirectory() as runs:
-        command = [sys.executable, "-m", "rl_natgrad.train", *words, f"seed={seed}", f"total_steps={budget}"]
-        command += [f"runs_dir={runs}", "eval.episodes=1"]
+        command = [sys.executable, "-m", "rl_natgrad.train", *words.split(), f"seed={seed}"]
+        command += [f"total_steps={budget}", f"runs_dir={runs}", "eval.episodes=1"]
         start = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout
@@ -77,26 +72,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--budget", type=int, default=300_000)
-    parser.add_argument("--finals", nargs="+", help='known settings instead, as "PG, Adam 0.03, 2048 steps"')
+    parser.add_argument("--finals", nargs="+", help='known settings instead, as "algo=pg optimizer.lr=0.03"')
     args = parser.parse_args()
     print("| | seconds | of them training | reach 475 | steps | updates | seconds per seed (* not reached) |")
     print("|---|---|---|---|---|---|---|")
-    fastest = args.finals or [name for grid in (TRPO, PG) for name in two_fastest(grid, args.budget)]
-    finals = {"TRPO": ("algo=trpo",), **{name: (TRPO | PG)[name] for name in fastest}}
-    final: dict[str, list[Reached]] = {name: [] for name in finals}
+    fastest = args.finals or [words for grid in (TRPO, PG) for words in two_fastest(grid, args.budget)]
+    final: dict[str, list[Reached]] = {words: [] for words in ("algo=trpo", *fastest)}
     for seed in range(100, 100 + args.seeds):
-        for name, words in finals.items():
-            final[name].append(run(words, seed, args.budget))
-    for name, runs in final.items():
-        print(summary(name, runs), flush=True)
+        for words, runs in final.items():
+            runs.append(run(words, seed, args.budget))
+    for words, runs in final.items():
+        print(summary(words, runs), flush=True)
 
 
-def two_fastest(grid: Grid, budget: int) -> list[str]:
+def two_fastest(grid: list[str], budget: int) -> list[str]:
     """Of three seeds each."""
-    tried = {name: [run(words, seed, budget) for seed in range(1000, 1003)] for name, words in grid.items()}
-    for name, runs in tried.items():
-        print(summary(f"tried: {name}", runs), flush=True)
-    return sorted(grid, key=lambda name: statistics.median(r.seconds for r in tried[name]))[:2]
+    tried = {words: [run(words, seed, budget) for seed in range(1000, 1003)] for words in grid}
+    for words, runs in tried.items():
+        print(summary(f"tried: {words}", runs), flush=True)
+    return sorted(grid, key=lambda words: statistics.median(r.seconds for r in tried[words]))[:2]
 
 
 if __name__ == "__main__":
