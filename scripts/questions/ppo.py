@@ -73,13 +73,18 @@ def rows(job: Row) -> list[Row]:
 
 
 def words(env: str) -> list[str]:
-    """The zoo's settings as ours. The critic's rate falls to 0 within each fit: from twice the zoo's, whose mean it has."""
+    """The zoo's settings as ours. The critic's rate falls to 0 within each fit: from twice the zoo's, whose mean it has.
+
+    sb3 shortens the gradient of policy and critic together, most of which is the critic's where returns are as they are: the
+    policy's has a tenth of the norm there.
+    """
     zoo = TASKS[env]
+    norm = zoo.max_grad_norm * (1 if zoo.normalize else 0.1)
     keys = {
         "algo": "ppo", "env": env, "env.backend": "sync", "num_envs": zoo.num_envs, "horizon": zoo.horizon,
         "algo.minibatch": zoo.minibatch, "algo.epochs": zoo.epochs, "algo.gamma": zoo.gamma, "algo.lam": zoo.lam,
         "algo.lr": zoo.lr, "algo.clip": zoo.clip, "algo.decay_lr": zoo.fall, "algo.decay_clip": zoo.fall,
-        "algo.entropy_coef": zoo.entropy_coef, "algo.max_grad_norm": zoo.max_grad_norm,
+        "algo.entropy_coef": zoo.entropy_coef, "algo.max_grad_norm": norm,
         "env.normalize_obs": zoo.normalize, "env.normalize_return": zoo.normalize,
         "critic.lr": 2 * zoo.lr, "critic.epochs": zoo.epochs, "critic.minibatch": zoo.minibatch,
     }  # fmt: skip
@@ -148,7 +153,9 @@ def answer(rows: Sequence[Row]) -> Answer:
             Table("Steps per second", *rates(rows, envs), before="Of one core, learning included: mean over seeds."),
             Table("Settings", ["", "ours"], [[env, f"`{' '.join(words(env))}`"] for env in TASKS],
                   before="The zoo's (hyperparams/ppo.yml; LunarLander's and MuJoCo's of the tasks' earlier versions). The "
-                  "critic has the same rate on average, epochs and minibatches."),
+                  "critic has the same rate on average, epochs and minibatches. sb3 shortens the gradient of policy and critic together, "
+                  "to a norm most of which is the critic's where returns are not normalised: there the policy's has a tenth of it. On "
+                  "CartPole, seeds 1000 to 1011, with all of it 4 of 12 runs fell below 400 after 40 % of the steps, with a tenth 1."),
         ],
         plot=partial(plot.draw, comparisons=found, axes=["steps", "seconds"], metric="return") if found else lambda _: None,
         caption="Return over steps and seconds: IQM over seeds with its 95 % bootstrap interval.",
