@@ -179,6 +179,9 @@ def main(module: ModuleType, argv: Sequence[str]) -> int:
         data = to_csv(*collected([line["job"] for line in read(kept)], kept))
         write_atomically(out / "data.csv", data.encode())
         print(f"wrote   {(out / 'data.csv').relative_to(ROOT)}")
+    elif not (out / "data.csv").exists():
+        print(f"error: there is no {out / 'data.csv'} yet; without `render` it is made", file=sys.stderr)
+        return 1
     if tuning.winners(from_csv((out / "data.csv").read_text())[0], "steps"):
         render(tuning, out)
         print(f"wrote   {out.relative_to(ROOT)}/README.md, figure.png")
