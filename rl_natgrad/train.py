@@ -20,7 +20,7 @@ def main() -> int:
         with for_good():
             from rl_natgrad.training.follow import follow
         return follow(launch)
-    with Stop() as stop:  # before the imports that take time
+    with Stop(relayed=launch is not None) as stop:  # before the imports that take time
         try:
             from rl_natgrad.config.command import NewRun, Resume, parse_or_exit
 

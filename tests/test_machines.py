@@ -10,7 +10,19 @@ from subprocess import CalledProcessError
 
 import pytest
 from machines import cut, mend, pair
-from whole_runs import CRITIC, ROOT, SMALL, assert_equal, checkpoints, facts, only_run, outcome, run, wait_until
+from whole_runs import (
+    CRITIC,
+    ROOT,
+    SMALL,
+    assert_equal,
+    checkpoints,
+    facts,
+    only_run,
+    outcome,
+    reached,
+    run,
+    wait_until,
+)
 
 from rl_natgrad.run.records import read_record, read_rows
 
@@ -43,7 +55,7 @@ def torchrun(two, tmp_path, *words, restarts=0):
 
 def underway(tmp_path) -> Path:
     """The run, once it has saved a few times."""
-    wait_until(lambda: list(tmp_path.glob("runs/*/*/*/checkpoints/00000006.safetensors")), 120)
+    wait_until(lambda: reached(tmp_path / "runs", 6), 120)
     return only_run(tmp_path / "runs")
 
 

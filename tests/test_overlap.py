@@ -18,6 +18,7 @@ from whole_runs import (
     facts,
     only_run,
     outcome,
+    reached,
     run,
     wait_until,
 )  # fmt: skip
@@ -258,7 +259,7 @@ def test_it_ends_with_a_run_that_ends_and_with_one_that_fails(train, helpers, ca
 def test_no_process_outlives_the_trainer_nor_ends_before_it(tmp_path, number):
     words = [*WORDS, *CRITIC, "total_steps=1e9", "eval.every=0", "critic.overlap=true"]
     trainer = Fork(*words, f"runs_dir={tmp_path}", output=tmp_path / "output")
-    wait_until(lambda: list(tmp_path.glob("*/*/*/checkpoints/00000003.safetensors")))
+    wait_until(lambda: reached(tmp_path, 3))
     (helper,) = children(trainer._process.pid)
     for quiet in (signal.SIGINT, signal.SIGTERM):  # of a terminal, which reach both
         os.kill(helper, quiet)

@@ -31,6 +31,7 @@ from whole_runs import (
     only_run,
     outcome,
     ranks,
+    reached,
     run,
     wait_until,
 )  # fmt: skip
@@ -263,7 +264,7 @@ def test_an_error_in_one_rank_ends_all_that_learn_together(tmp_path, how):
 @pytest.mark.slow
 def test_a_signal_stops_those_that_learn_together(tmp_path):
     processes = ranks(3, *LONG, "distributed.mode=sharded", f"runs_dir={tmp_path}/runs", output=tmp_path / "out")
-    wait_until(lambda: list((tmp_path / "runs").glob("*/*/*/checkpoints/00000003.safetensors")))
+    wait_until(lambda: reached(tmp_path / "runs", 3))
     processes[1].send_signal(signal.SIGTERM)
     ends = in_time(processes)
     assert [code for code, _, _ in ends] == [143, 0, 0] and outcome(only_run(tmp_path / "runs")) == "stopped"
@@ -326,7 +327,7 @@ def test_what_no_rank_can_use_is_refused_in_one_line(tmp_path, wrong):
 def underway(tmp_path, world=3):
     """Ranks of a run that has written some updates, and its folder."""
     processes = ranks(world, *LONG, f"runs_dir={tmp_path}/runs", output=tmp_path / "out")
-    wait_until(lambda: list((tmp_path / "runs").glob("*/*/*/checkpoints/00000003.safetensors")))
+    wait_until(lambda: reached(tmp_path / "runs", 3))
     return processes, only_run(tmp_path / "runs")
 
 
@@ -402,7 +403,7 @@ class Torchrun:
 @pytest.mark.slow
 def test_torchrun_stops_goes_on_and_refuses(monkeypatch, tmp_path):
     with Torchrun(*LONG, f"runs_dir={tmp_path}/runs", output=tmp_path / "out.txt") as torchrun:
-        wait_until(lambda: list((tmp_path / "runs").glob("*/*/*/checkpoints/00000003.safetensors")))
+        wait_until(lambda: reached(tmp_path / "runs", 3))
         left = torchrun.ranks()
         start = time.monotonic()
         torchrun.process.send_signal(signal.SIGTERM)

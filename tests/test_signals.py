@@ -3,7 +3,9 @@
 import random
 import re
 import signal
+import sys
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -20,6 +22,7 @@ from whole_runs import (
     hears_signals,
     only_run,
     outcome,
+    reached,
     run,
     spawn,
     wait_until,
@@ -94,6 +97,41 @@ def test_a_signal_raises_at_once_or_waits_where_patience_is_asked_for(capfd):
         with Stop() as stop, stop.patient(), pytest.raises(Stopped), stop.at_once():
             signal.raise_signal(number)
     assert capfd.readouterr().err.count("stop    after this update (once more: at once)") == 2
+
+
+def test_a_signal_that_a_callback_swallows_is_heard_later_and_prints_nothing(monkeypatch):
+    """Imports have such callbacks."""
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    with Stop() as stop:
+        thing = {1}
+        reference = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGTERM))
+        del thing
+        assert reference() is None and stop.number == signal.SIGTERM
+        with pytest.raises(Stopped):
+            stop.check()
+        assert not printed
+        swallowed = weakref.ref(thing := {1}, lambda _: 1 / 0)
+        del thing
+    assert swallowed() is None and [type(one.exc_value) for one in printed] == [ZeroDivisionError]
+    assert sys.unraisablehook == printed.append
+
+
+def test_a_signal_that_two_pass_on_is_one_and_another_one_is_a_second(tmp_path):
+    """A cluster tells torchrun and its processes, and torchrun tells them too."""
+    long = ["horizon=20000", "total_steps=1e9"]  # of an update
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "LOCAL_RANK": "0"}
+    process = Fork(*long, f"runs_dir={tmp_path}", output=tmp_path / "output", **alone)
+    wait_until(lambda: list(tmp_path.glob("*/*/*/metrics.jsonl")))
+    time.sleep(0.3)
+    said = "\nstop    after this update (once more: at once)\n"
+    for _ in range(3):
+        process.send_signal(signal.SIGTERM)
+        wait_until((tmp_path / "output" / "err.txt").read_text)
+        time.sleep(0.1)
+    assert process.poll() is None
+    end = stopped(process, signal.SIGINT)
+    assert end.code == 130 and end.seconds < 1.5 and end.err == said
 
 
 # ---- whole processes -----------------------------------------------------------------------------------------
@@ -188,7 +226,7 @@ def test_a_signal_after_the_last_line_changes_nothing(tmp_path, number):
 def test_signals_during_a_resume(tmp_path, undisturbed):
     rng = random.Random(1)
     process = spawn(*WORDS, f"runs_dir={tmp_path}")
-    wait_until(lambda: list(tmp_path.glob("*/*/*/checkpoints/00000003.safetensors")))
+    wait_until(lambda: reached(tmp_path, 3))
     stopped(process, signal.SIGKILL)
     path = only_run(tmp_path)
     for i in range(8):
@@ -240,7 +278,7 @@ def kill(tmp_path, seconds, slow_save) -> tuple[Path, bool]:
 @pytest.mark.slow
 def test_two_resumes_at_once_are_one(tmp_path, undisturbed):
     process = spawn(*WORDS, f"runs_dir={tmp_path}")
-    wait_until(lambda: list(tmp_path.glob("*/*/*/checkpoints/00000003.safetensors")))
+    wait_until(lambda: reached(tmp_path, 3))
     path = only_run(tmp_path)
     busy = spawn(f"resume={path}")
     _, err = busy.communicate()

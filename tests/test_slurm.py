@@ -6,11 +6,12 @@ import sys
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from subprocess import CalledProcessError
+from tempfile import TemporaryDirectory
 
 import pytest
 from machines import pair
 from sweeps import PROBE, environment, report
-from whole_runs import CRITIC, SMALL, assert_equal, facts, only_run, outcome, run, wait_until
+from whole_runs import CRITIC, SMALL, assert_equal, facts, only_run, outcome, reached, run, wait_until
 
 from rl_natgrad.run.records import read_record, read_rows
 
@@ -25,7 +26,7 @@ AuthType=auth/munge
 CredType=cred/munge
 AuthInfo=socket={folder}/munge
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool.%n
+SlurmdSpoolDir={spool}/%n
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.%n.pid
 ProctrackType=proctrack/linuxproc
@@ -51,12 +52,13 @@ def slurm(tmp_path, monkeypatch):
         pytest.skip(f"needs {', '.join(missing)} (Debian: slurm-wlm, munge)")
     folder = tmp_path / "slurm"
     (folder / "state").mkdir(parents=True)
-    (folder / "slurm.conf").write_text(CONF.format(folder=folder))
     (folder / "key").write_bytes(os.urandom(128))
     (folder / "key").chmod(0o400)
     for key, value in environment(SLURM_CONF=f"{folder}/slurm.conf", PATH=PATH).items():
         monkeypatch.setenv(key, value)
     with ExitStack() as stack:
+        spool = stack.enter_context(TemporaryDirectory(prefix="slurm"))  # a socket's path has 107 bytes at most
+        (folder / "slurm.conf").write_text(CONF.format(folder=folder, spool=spool))
         try:
             nodes = stack.enter_context(pair(tmp_path))
         except (OSError, CalledProcessError) as error:
@@ -97,7 +99,7 @@ def test_a_sweep_whose_jobs_fail_are_cancelled_or_late_goes_on(tmp_path, slurm):
     sweep = slurm[0].start(*command, output=tmp_path / "first", SWEEP_SLOW="0.01")
     wait_until(lambda: jobs(slurm[0]).get("6") == "PENDING")  # four cores have one each
     slurm[0].run("scancel", "6")
-    wait_until(lambda: len(list(runs.glob("*/*/*/checkpoints/00000004.safetensors"))) == 2, 120)
+    wait_until(lambda: len(reached(runs, 4)) == 2, 120)
     slurm[0].run("scancel", "3")
     assert sweep.wait(300) == 1, (tmp_path / "first").read_text()
     first = report(runs)["jobs"]
@@ -134,7 +136,7 @@ def test_srun_gives_the_bits_of_one_process(monkeypatch, tmp_path, slurm):
 def test_scancel_stops_all_ranks_after_the_update(monkeypatch, tmp_path, slurm):
     words = ["total_steps=1e7", f"runs_dir={tmp_path}/runs"]
     process = slurm[0].start(*SRUN, *words, output=tmp_path / "said", **WIRE)
-    wait_until(lambda: list(tmp_path.glob("runs/*/*/*/checkpoints/00000006.safetensors")), 120)
+    wait_until(lambda: reached(tmp_path / "runs", 6), 120)
     slurm[0].run("scancel", *jobs(slurm[0]))
     process.wait(60)
     wait_until(lambda: not jobs(slurm[0]))

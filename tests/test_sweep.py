@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import whole_runs
 from sweeps import PROBE, TESTS, job, report, start, sweep
-from whole_runs import facts, wait_until
+from whole_runs import facts, reached, wait_until
 
 from rl_natgrad.config import command as cli
 from rl_natgrad.config import compose
@@ -242,7 +242,7 @@ def interrupt(tmp_path: Path, signals: list[int]) -> tuple[int, str]:
     words = [*INTERRUPTED, "env.backend=sync,async", f"runs_dir={tmp_path}"]
     words.remove("env.backend=sync")
     process = start(*words, SWEEP_SLOW="0.002", MARK=str(tmp_path))
-    wait_until(lambda: len(list(tmp_path.glob("*/*/*/checkpoints/00000002.safetensors"))) >= 2, 120)
+    wait_until(lambda: len(reached(tmp_path, 2)) >= 2, 120)
     assert len(family(str(tmp_path))) > 4  # the sweep, three jobs, workers of async ones
     for number in signals:
         process.send_signal(number)

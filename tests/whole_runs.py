@@ -115,6 +115,12 @@ def checkpoints(path: Path) -> list[Path]:
     return checkpoint.Checkpoints(path, 1, "").all()
 
 
+def reached(runs_dir: Path, update: int) -> list[Path]:
+    """The runs that have saved this update or a later one, as old checkpoints go."""
+    files = (file for file in Path(runs_dir).glob("*/*/*/checkpoints/0*.safetensors") if int(file.stem) >= update)
+    return sorted({file.parents[1] for file in files})
+
+
 def copy(path: Path, to: Path) -> Path:
     """A run of its own, as it would be in another runs folder."""
     return Path(shutil.copytree(path, to / "env" / "algo" / "copy", symlinks=True))

@@ -2,8 +2,10 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 AFTER = "\nstop    after this update (once more: at once)\n"
 
@@ -21,17 +23,20 @@ def deafen() -> None:
 class Stop:
     """While entered, the first signal raises Stopped, or is only noted inside `patient()`; a second one exits.
 
-    number: the signal heard, 0 before.
+    number: the signal heard, 0 before.  relayed: whether the same signal may come twice and mean it once, as from
+    a cluster that tells every process and from torchrun, which passes on what it is told.
     """
 
-    def __init__(self) -> None:
-        self.number, self._patient = 0, False
+    def __init__(self, relayed: bool = False) -> None:
+        self.number, self._relayed, self._patient = 0, relayed, False
 
     def __enter__(self) -> "Stop":
         self._old = {s: signal.signal(s, self._hear) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._hook, sys.unraisablehook = sys.unraisablehook, self._swallowed
         return self
 
     def __exit__(self, *exception: object) -> None:
+        sys.unraisablehook = self._hook
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
@@ -70,7 +75,14 @@ class Stop:
             self.number = number
             _write(AFTER)
 
+    def _swallowed(self, what: Any) -> None:
+        """What a weak reference's callback raises, Python only prints; the next `check` raises Stopped again."""
+        if not isinstance(what.exc_value, Stopped):
+            self._hook(what)
+
     def _hear(self, number: int, frame: object) -> None:
+        if self._relayed and number == self.number:
+            return
         if self.number:
             _write("\x1b[?25h" if os.isatty(2) else "")  # a bar has hidden the cursor
             os._exit(128 + number)  # not an exception, which a finally clause could hold up
