@@ -129,13 +129,6 @@ def test_a_stored_configuration_reads_back_equal(words):
 # env=<name>
 
 
-@pytest.mark.parametrize("name", ["HalfCheetah", "Hopper", "Walker2d"])
-def test_mujocos_radius_comes_with_the_environment(name):
-    assert [compose.load([f"env={name}", f"algo={algo}"]).algo.delta for algo in ("npg", "trpo")] == [0.03, 0.03]
-    assert compose.load([f"env={name}", "algo.delta=0.01"]).algo.delta == 0.01
-    assert compose.load([f"env={name}", "algo=ppo"]).algo == compose.load(["algo=ppo"]).algo
-
-
 def test_an_id_that_has_a_file_is_that_file():
     assert compose.load(["env=CartPole-v1"]) == compose.load(["env=CartPole"])
     assert compose.load(["env=Pendulum-v1"]) == compose.load(["env=Pendulum"])

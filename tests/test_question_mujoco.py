@@ -29,14 +29,15 @@ def cell(answer, title, row, column):
     return line[list(found.header).index(column)]
 
 
-def test_one_setting_for_all_six(scripts):
+def test_one_setting_for_all_six_which_comes_with_the_environments(scripts):
     question = scripts("mujoco_")
-    for words in question.SETTINGS.values():
+    for algo, words in question.SETTINGS.items():
         trees = []
         for env in question.ENVS:
-            tree = compose.load([*words.split(), f"env={env}"]).tree()
-            assert tree["env"].pop("id") == f"{env}-v5"
-            trees.append(tree)
+            cfg = compose.load([*words.split(), f"env={env}"])
+            assert cfg == compose.load([f"algo={algo}", f"env={env}", "env.backend=sync"])
+            trees.append(cfg.tree())
+            assert trees[-1]["env"].pop("id") == f"{env}-v5"
         assert trees == [trees[0]] * 6
     jobs = question.jobs(False)
     assert len(jobs) == 240 and {job["seed"] for job in jobs[:24]} == {100}
