@@ -167,6 +167,8 @@ def test_three_ranks_give_the_bits_of_one_process_and_go_on_without_each_other(m
 @pytest.mark.parametrize("env", MANY)
 def test_any_number_of_ranks_gives_the_same_bits(monkeypatch, tmp_path, env, algo):
     words = [*MANY[env], f"algo={algo}", *([] if algo == "reinforce" else CRITIC)]
+    if algo == "ppo":
+        words.append("algo.decay_lr=false")  # the run that goes on had fewer steps to begin with
     expected = equal_whatever_the_ranks(monkeypatch, tmp_path, *words)
     goes_on(monkeypatch, tmp_path, expected, *words)
 
