@@ -102,7 +102,8 @@ def answer(rows: Sequence[Row]) -> Answer:
                   before="Thousands of environment steps per second of one core, learning included; median."),
             Table("Settings", ["", "words", "how chosen"],
                   [[NAMES[a], f"`{words}`", CHOSEN[a]] for a, words in SETTINGS.items()],
-                  before="One for all six tasks. What is not named is the general default."),
+                  before="One for all six tasks, which comes with them: `algo=trpo env=Ant` says the same. What is not named is the "
+                  "general default.", right=False),
         ],
         plot=partial(draw, by_axis),
         caption="Return over steps and seconds: IQM over seeds with its 95 % bootstrap interval.",

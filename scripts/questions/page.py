@@ -30,6 +30,7 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     before: str = ""
+    right: bool = True  # columns of numbers, but the first
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def markdown(answer: Answer, script: str, about: str) -> str:
     """README.md. script: what makes it."""
     verdicts = "\n".join(f"- “{c.claim}”: **{c.verdict}**. {c.number}" for c in answer.claims)
     tables = "\n\n".join(
-        "\n\n".join(filter(None, (f"## {t.title}", t.before, markdown_table(t.header, t.rows)))) for t in answer.tables
+        "\n\n".join(filter(None, (f"## {t.title}", t.before, markdown_table(t.header, t.rows, t.right)))) for t in answer.tables
     )
     return PAGE.format(
         title=answer.title, question=answer.question, verdicts=verdicts, sentence=answer.sentence, script=script,

@@ -45,9 +45,9 @@ def answer(found: Sequence[Row]) -> Answer:
             Table("Which run ends higher, at equal steps", *cells(*summary.chances(by_axis["steps"]))),
             Table("What the settings returned that were tried", *cells(*quartiles(spread)),
                   before="Of each algorithm's trials: means over the last tenth of the steps, one seed."),
-            Table("The best settings", *best(found)),
+            Table("The best settings", *best(found), right=False),
             Table("What was tried", *ranges(), before="Log σ uniform; rates, δ, damping, clip and 1 − λ log-uniform; each "
-                  "of a few values as likely. Anything else is as it comes with the environment."),
+                  "of a few values as likely. Anything else is as it comes with the environment.", right=False),
         ],
         plot=partial(draw, by_axis["steps"], spread),
         caption="Left: of an algorithm's trials, the share that returned less. Right: the best setting's return over steps, "
