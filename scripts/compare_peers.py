@@ -40,7 +40,7 @@ TASKS = {
     "CartPole-v1": Task(100_000),
     "Acrobot-v1": Task(100_000),
     "LunarLander-v3": Task(300_000, delta=0.02, gamma=0.995, horizon=128),  # as in configs/env/LunarLander.yaml
-    "Hopper-v5": Task(300_000, delta=0.03, joints=3),  # as in configs/env/Hopper.yaml
+    "Hopper-v5": Task(300_000, delta=0.03, joints=3),  # as in configs/mujoco.yaml
     "HalfCheetah-v5": Task(300_000, delta=0.03, joints=6),
 }
 
