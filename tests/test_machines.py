@@ -22,7 +22,7 @@ from whole_runs import (
     reached,
     run,
     wait_until,
-)
+)  # fmt: skip
 
 from rl_natgrad.run.records import read_record, read_rows
 

@@ -117,23 +117,6 @@ def test_a_signal_that_a_callback_swallows_is_heard_later_and_prints_nothing(mon
     assert sys.unraisablehook == printed.append
 
 
-def test_a_signal_that_two_pass_on_is_one_and_another_one_is_a_second(tmp_path):
-    """A cluster tells torchrun and its processes, and torchrun tells them too."""
-    long = ["horizon=20000", "total_steps=1e9"]  # of an update
-    alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "LOCAL_RANK": "0"}
-    process = Fork(*long, f"runs_dir={tmp_path}", output=tmp_path / "output", **alone)
-    wait_until(lambda: list(tmp_path.glob("*/*/*/metrics.jsonl")))
-    time.sleep(0.3)
-    said = "\nstop    after this update (once more: at once)\n"
-    for _ in range(3):
-        process.send_signal(signal.SIGTERM)
-        wait_until((tmp_path / "output" / "err.txt").read_text)
-        time.sleep(0.1)
-    assert process.poll() is None
-    end = stopped(process, signal.SIGINT)
-    assert end.code == 130 and end.seconds < 1.5 and end.err == said
-
-
 # ---- whole processes -----------------------------------------------------------------------------------------
 
 
@@ -168,16 +151,35 @@ def stop(tmp_path, number, updates) -> Path:
     return path
 
 
-def test_a_second_signal_exits_at_once(tmp_path):
-    long = ["horizon=20000", "total_steps=1e9"]  # of an update
-    process = Fork(*long, f"runs_dir={tmp_path}", output=tmp_path / "output")
+SAID = "\nstop    after this update (once more: at once)\n"
+
+
+def in_an_update(tmp_path, **env) -> Fork:
+    """A run that is in the first of its updates, which are long."""
+    process = Fork("horizon=20000", "total_steps=1e9", f"runs_dir={tmp_path}", output=tmp_path / "output", **env)
     wait_until(lambda: list(tmp_path.glob("*/*/*/metrics.jsonl")))
     time.sleep(0.3)
+    return process
+
+
+def test_a_second_signal_exits_at_once(tmp_path):
+    process = in_an_update(tmp_path)
     process.send_signal(signal.SIGINT)
-    said = "\nstop    after this update (once more: at once)\n"
     wait_until((tmp_path / "output" / "err.txt").read_text)
     end = stopped(process, signal.SIGTERM)
-    assert end.code == 143 and end.seconds < 1.5 and end.err == said
+    assert end.code == 143 and end.seconds < 1.5 and end.err == SAID
+
+
+def test_a_signal_that_two_pass_on_is_one_and_another_one_is_a_second(tmp_path):
+    """A cluster tells torchrun and its processes, and torchrun tells them too."""
+    process = in_an_update(tmp_path, RANK="0", WORLD_SIZE="1", MASTER_ADDR="localhost", LOCAL_RANK="0")
+    for _ in range(3):
+        process.send_signal(signal.SIGTERM)
+        wait_until((tmp_path / "output" / "err.txt").read_text)
+        time.sleep(0.1)
+    assert process.poll() is None
+    end = stopped(process, signal.SIGINT)
+    assert end.code == 130 and end.seconds < 1.5 and end.err == SAID
 
 
 @pytest.mark.slow

@@ -117,8 +117,8 @@ def checkpoints(path: Path) -> list[Path]:
 
 def reached(runs_dir: Path, update: int) -> list[Path]:
     """The runs that have saved this update or a later one, as old checkpoints go."""
-    files = (file for file in Path(runs_dir).glob("*/*/*/checkpoints/0*.safetensors") if int(file.stem) >= update)
-    return sorted({file.parents[1] for file in files})
+    there = (folder.parent for folder in Path(runs_dir).glob("*/*/*/checkpoints"))
+    return [path for path in there if (saved := checkpoints(path)) and int(saved[-1].stem) >= update]
 
 
 def copy(path: Path, to: Path) -> Path:

@@ -47,9 +47,10 @@ class Stop:
 
     @contextmanager
     def patient(self) -> Iterator[None]:
-        """A signal waits for the next `check` or `at_once`."""
+        """A signal waits for the next `check` or `at_once`; raises Stopped where one was swallowed before."""
         before, self._patient = self._patient, True
         try:
+            self.check()
             yield
         finally:
             self._patient = before

@@ -48,7 +48,6 @@ def start(cfg: Config, overrides: list[str], stop: Stop, launch: Launch | None =
         except ConnectionError as error:  # another rank is lost
             return say(error, 1)
         stack.enter_context(stop.patient())
-        stop.check()
         try:
             path = folder.create(cfg.runs_dir, cfg.env.id, cfg.algo.name, cfg.seed)
             stack.enter_context(lock.hold(path))

@@ -84,7 +84,6 @@ def _prepare(
     else:
         notes += ("it has no checkpoint yet: beginning anew",)
     stack.enter_context(stop.patient())
-    stop.check()
     kept = _undo(path, training, before)
     again = folder.RunRecord.resume(
         path, command=folder.command_line("rl_natgrad.train"), config=cfg.model_dump(mode="json"), **told(launch)
