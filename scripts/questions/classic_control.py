@@ -108,8 +108,7 @@ def answer(rows: Sequence[Row]) -> Answer:
             "with several steps have Schulman et al.'s epochs, minibatches and clip. Another rate or δ may give another order.",
             "One batch size per environment, so steps and updates say the same.",
             f"Seconds are those of one thread of one machine, from the first environment on; {share:.0%} of them went into acting and "
-            "stepping environments, the same work for all. TRPO, NPG and PG were timed on one day, the other two on another; timed "
-            "again beside other work, an update of the first three took 6 % less (Acrobot) to 25 % more (CartPole, LunarLander).",
+            "stepping environments, the same work for all.",
             "The order is that at the end of the range. Where a curve still rises there, it is not the order in the long "
             "run. Small environments and networks: nothing follows for locomotion or images.",
         ],

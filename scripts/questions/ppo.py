@@ -141,7 +141,7 @@ def answer(rows: Sequence[Row]) -> Answer:
     return Answer(
         title="PPO beside stable-baselines3's",
         question="With the settings that rl-baselines3-zoo has for stable-baselines3's PPO, does this project's learn as "
-        f"well (the interval of the difference above {WORST} %), and how much faster does it train?",
+        f"well (the interval of the difference above {minus(str(WORST))} %), and how much faster does it train?",
         claims=[learns(found, len(rows) == total), trains(rows, envs)],
         sentence=("" if len(rows) == total else f"**Not complete: {len(rows)} of {total} trainings.** ")
         + "Scores are mean returns of the training episodes that ended in the last tenth of the steps; differences are of "
