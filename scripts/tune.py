@@ -4,7 +4,7 @@
 
 Each algorithm has as many trials on each task: settings of its own knobs, quasi-random over their ranges (Halton).
 All are trained on seed 1000, the best four again on 1001 to 1003, and the best of these on 100 to 109, on which
-nothing is ever chosen.  What is no knob here is as it comes with the environment.
+nothing is ever chosen; there too the settings that come with the environment, which anything else here has.
 
 What is missing is run, a training a job, and kept in runs/questions/tune.jsonl: it can be stopped and started.
 results/tuning/ has every training so far and, once a task has its winners, the page; `render` makes that alone.
@@ -35,7 +35,7 @@ STEPS = {
 }  # fmt: skip
 DEFAULT = ("CartPole", "Acrobot", "Pendulum", "LunarLander")
 CONTINUOUS = ("Pendulum", "Hopper", "HalfCheetah")
-POINTS = 50  # of a winner's curve are kept
+POINTS = 50  # of a curve are kept
 
 
 class Plan(NamedTuple):
@@ -105,7 +105,8 @@ def settings(env: str, algo: str, trials: int) -> list[str]:
 
 def rounds(env: str, algo: str, plan: Plan, done: Callable[[Sequence[Row]], Sequence[Row]]) -> Iterator[list[Row]]:
     """The jobs of one round after the other; done: the rows of jobs, once these are through."""
-    words, steps = settings(env, algo, plan.trials), max(1, int(STEPS[env] * plan.share))
+    steps = max(1, int(STEPS[env] * plan.share))
+    words = [*settings(env, algo, plan.trials), ""]  # the last, −1: as it comes with the environment
 
     def jobs(name: str, trials: Sequence[int], seeds: Sequence[int]) -> list[Row]:
         return [{"env": env, "algo": algo, "round": name, "trial": trial, "seed": seed, "steps": steps,
@@ -117,7 +118,7 @@ def rounds(env: str, algo: str, plan: Plan, done: Callable[[Sequence[Row]], Sequ
     yield again
     finalists = {job["trial"] for job in again}
     both = [row for row in [*done(first), *done(again)] if row["trial"] in finalists]
-    yield jobs("final", ranked(both)[:1], plan.final)
+    yield [*jobs("final", ranked(both)[:1], plan.final), *jobs("default", [-1], plan.final)]
 
 
 def ranked(rows: Sequence[Row]) -> list[int]:
@@ -136,7 +137,7 @@ def score(returns: Sequence[float | None]) -> float:
 
 def rows(job: Row) -> list[Row]:
     """A training: mean return of the episodes ended in its last tenth, and in all of it; None if it failed.
-    A winner's has its curve too."""
+    One that is reported has its curve and its number of updates too."""
     words = [*ALGOS[job["algo"]][0], *job["settings"].split(), f"env={job['env']}", f"seed={job['seed']}"]
     found, spent, began, log = [], [], time.process_time(), {"step": 0.0}
     for mean, log in updates(*words, f"total_steps={job['steps']}"):
@@ -150,8 +151,8 @@ def rows(job: Row) -> list[Row]:
     last[-1] = True
     row = {"end": float(np.average(returns[last], weights=episodes[last])),
            "mean": float(np.average(returns, weights=episodes))}  # fmt: skip
-    if job["round"] == "final":
-        row |= shares([(at, mean) for at, mean, _ in found], spent, job["steps"], POINTS)
+    if job["round"] in ("final", "default"):
+        row |= shares([(at, mean) for at, mean, _ in found], spent, job["steps"], POINTS) | {"updates": len(spent)}
     return [row]
 
 
@@ -182,7 +183,7 @@ def main(module: ModuleType, argv: Sequence[str]) -> int:
     elif not (out / "data.csv").exists():
         print(f"error: there is no {out / 'data.csv'} yet; without `render` it is made", file=sys.stderr)
         return 1
-    if tuning.winners(from_csv((out / "data.csv").read_text())[0], "steps"):
+    if tuning.compared(from_csv((out / "data.csv").read_text())[0], "steps"):
         render(tuning, out)
         print(f"wrote   {out.relative_to(ROOT)}/README.md, figure.png")
     return code

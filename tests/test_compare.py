@@ -14,6 +14,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from rl_natgrad.compare import main, plot
 from rl_natgrad.compare.options import Options, parse
+from rl_natgrad.compare.report import markdown_table
 from rl_natgrad.compare.runs import comparisons, read_runs
 from rl_natgrad.compare.summary import compare, leaders, normalised, ranking
 
@@ -407,6 +408,12 @@ def test_what_is_known_once_is_compared_and_drawn_as_bars(tmp_path, capsys):
     assert trpo.split()[1:4] == ["5", "13.8", "13.0"]  # of 11 12 13 14 19: the mean; the mean of the middle three
     assert "0.00 [0.00, 0.00]" in out  # pg > trpo
     assert list((tmp_path / "CartPole-v1" / "compare").glob("curves.png"))
+
+
+def test_columns_with_numbers_are_to_the_right_and_others_are_not():
+    rows = [["64", "TRPO", "−85.3 [−87.6, −84.3]", "–", "whole"], ["128", "PG 2", "not reached", "0.5", "64 of 90"]]
+    marks = markdown_table(["n", "of", "IQM", "P", "batch"], rows).splitlines()[1]
+    assert marks == "| :-- | :-- | --: | --: | --: |"
 
 
 def test_several_environments_have_a_profile(tmp_path, capsys):

@@ -45,8 +45,10 @@ def test_the_rounds_end_with_the_best_of_all_seeds_seen(tune):
     first, again, final = tune.rounds("CartPole", "ppo", plan, done)
     assert [(job["trial"], job["seed"]) for job in first] == list(itertools.product(range(4), (1000,)))
     assert [(job["trial"], job["seed"]) for job in again] == list(itertools.product((1, 2), (1001, 1002, 1003)))
-    assert [(job["trial"], job["seed"]) for job in final] == [(2, seed) for seed in range(100, 110)]
+    assert [(job["trial"], job["seed"]) for job in final[:10]] == [(2, seed) for seed in range(100, 110)]
     assert final[0]["settings"] == tune.settings("CartPole", "ppo", 4)[2] and final[0]["steps"] == 100_000
+    as_it_comes = [("default", "", seed) for seed in range(100, 110)]
+    assert [(job["round"], job["settings"], job["seed"]) for job in final[10:]] == as_it_comes
 
 
 def test_equal_ends_are_told_apart_by_all_of_training(tune):
@@ -67,7 +69,8 @@ def test_a_training_is_the_one_that_its_words_say(tune):
     row = {"end": np.mean(lasts), "mean": np.mean(returns)}
     assert lasts and tune.rows(job | {"round": "first"}) == [pytest.approx(row)]
     (final,) = tune.rows(job | {"round": "final"})
-    assert final.pop("curve") and final.pop("clock") and final == pytest.approx(row)
+    assert final.pop("curve") and final.pop("clock") and final.pop("updates") == run.update == 13
+    assert final == pytest.approx(row)
 
 
 def test_a_training_that_fails_counts_as_none(tune, monkeypatch):
@@ -84,12 +87,19 @@ def test_the_page_says_who_is_ahead_and_what_untuned_gives(tune):
         found += [row | {"round": "first", "trial": t, "seed": s, "end": 100.0 * k + 20 * t * (5 - k)}
                   for t in range(5) for s in (1000,)]  # fmt: skip
         curve = {"curve": shared(range(100 * k, 100 * k + 10)), "clock": shared(range(1, 11))}
-        winner = row | curve | {"round": "final", "trial": 4, "end": 1.0}
+        winner = row | curve | {"round": "final", "trial": 4, "end": 1.0, "updates": 20}
         found += [winner | {"seed": seed} for seed in range(100, 110)]
-    steps, seconds, untuned = tuning.answer(found).claims
-    assert steps.verdict == seconds.verdict == "PPO" and "highest on CartPole (408.6" in steps.number
-    assert untuned.verdict == "PPO"  # of 0 to 480, its median is 440
-    assert "PPO 0.92, TRPO 0.79, NPG 0.67, PG, several steps 0.54, PG 0.42." in untuned.number
+        early = winner | {"round": "default", "trial": -1, "curve": shared(range(100 * k - 5, 100 * k + 5))}
+        found += [early | {"seed": seed} for seed in range(100, 110)]
+    page = tuning.answer(found)
+    steps, updates, seconds, untuned = page.claims
+    assert steps.verdict == updates.verdict == seconds.verdict == "PPO"
+    assert "highest on CartPole-v1 (408.6" in steps.number
+    assert untuned.verdict == "PPO, TRPO and NPG"  # of 0 to 480, PPO's median is 440
+    assert "PPO 0.92 [0.83, 1.00], TRPO 0.79" in untuned.number and "PG 0.42 [0.00, 0.83]." in untuned.number
+    (gains,) = (table.rows for table in page.tables if table.title == "What tuning gains")
+    assert gains[0][:2] == ["CartPole-v1", "TRPO"] and gains[0][-1] == "1.00 [1.00, 1.00]"
+    assert [cell.split()[0] for cell in gains[0][2:6]] == ["304", "309", "300", "304"]
     _, lines = tuning.quartiles({"CartPole": tuning.trials(found, "CartPole")})
     assert lines[-1][1:] == ["PG", "5", "0", "100", "200", "300", "400"]
     failed = [row | {"end": None} if row["algo"] == "pg" and row["trial"] == 4 else row for row in found]

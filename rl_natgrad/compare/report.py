@@ -1,5 +1,6 @@
 """A comparison as a terminal table, summary.csv and summary.md."""
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ crossing of the threshold; a run that never crosses it counts as later than all 
 many did. P(A > B) is the chance that a run of A ends above a run of B, a tie counting half; [1.00, 1.00] says
 that these seeds do not overlap, not that none ever would. Groups whose interval holds 0.5 cannot be told apart.
 """
+_NUMBER = re.compile(r"[<≥×+−-]?\s?\d|[–-]?$")
 
 
 def show(comparisons: Sequence[Comparison]) -> None:
@@ -64,7 +66,8 @@ def write(
     write_atomically(out / "summary.md", ("\n".join(text).rstrip() + "\n").encode())
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: bool = True) -> str:
-    """A Markdown table; all columns but the first are numbers, to the right, unless said otherwise."""
-    lines = [header, [":--", *["--:" if right else ":--"] * (len(header) - 1)], *rows]
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table. Columns with numbers are to the right; the first, which names the row, never is."""
+    marks = ["--:" if any(_NUMBER.match(row[k]) for row in rows) else ":--" for k in range(1, len(header))]
+    lines = [header, [":--", *marks], *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from page import Answer, Claim, Table, cells, minus
+from page import Answer, Claim, Table, cells, minus, solved
 from runner import Row, main
 from trainings import SEEDS, smooth, updates
 
@@ -15,11 +15,11 @@ from rl_natgrad import Training
 from rl_natgrad.compare import plot, summary
 from rl_natgrad.compare.options import AXES, Options
 from rl_natgrad.compare.runs import Run
-from rl_natgrad.compare.summary import Comparison, duration
+from rl_natgrad.compare.summary import Comparison
 from rl_natgrad.config.refusals import listing
 
 OPEN = True
-ALGOS = {"trpo": "TRPO", "npg": "NPG", "ppo": "PPO", "pg-steps": "PG, several steps", "pg": "PG"}
+ALGOS = {"trpo": "TRPO", "npg": "NPG", "ppo": "PPO", "pg-steps": "PG (several steps)", "pg": "PG"}
 WORDS = {"pg-steps": ["algo=ppo", "algo.surrogate=none"]}  # of what is no algo= itself
 STEPS = {"CartPole-v1": 100_000, "Acrobot-v1": 100_000, "Pendulum-v1": 200_000, "LunarLander-v3": 300_000}
 POINTS = 50  # of a curve are kept
@@ -90,9 +90,7 @@ def answer(rows: Sequence[Row]) -> Answer:
             *(Table(f"At equal {AXES[axis]}", *cells(*summary.overview(found))) for axis, found in by_axis.items()),
             Table("Which run ends higher, at equal steps", *cells(*summary.chances(steps))),
             Table("Which run ends higher, at equal seconds", *cells(*summary.chances(by_axis["seconds"]))),
-            Table("How soon the environment counts as solved", *cells(*speed_table(steps)),
-                  before="Median over all seeds of the first point of the curve that reaches Gymnasium's threshold; a "
-                  "seed that never does counts as later than all others."),
+            solved(steps),
             Table("What an update costs", *cost_table(steps),
                   before="Median CPU seconds per update, environment steps included."),
         ],
@@ -145,17 +143,6 @@ def said(settings: Sequence[Row]) -> str:
             f"{minibatches if values('epochs') != '–' else ''}, "
             f"γ = {values('gamma')}, λ = {values('lam')}, {values('num_envs')} environments × "
             f"{values('horizon')} steps")  # fmt: skip
-
-
-def speed_table(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
-    """Steps, updates and seconds to the threshold, one row per environment and algorithm."""
-    rows = []
-    for c in (c for c in comparisons if c.threshold is not None):
-        for group in c.groups:
-            times = [duration(group.to_reach[axis], axis) for axis in AXES]
-            reached = f"{group.reached} of {len(group.runs)}"
-            rows.append([c.env, f"{c.threshold:g}", group.label, *times, reached])
-    return ["environment", "threshold", "algorithm", *AXES.values(), "seeds that reach it"], rows
 
 
 def cost_table(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:

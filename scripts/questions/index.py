@@ -31,7 +31,7 @@ def table() -> str:
         [f"“{claim.claim}”", claim.verdict, claim.number, f"[{title(question)}]({title(question)}/README.md)"]
         for question, data in pages() for claim in claims(question, data)
     ]  # fmt: skip
-    return markdown_table(["claim", "verdict", "measured", "page"], rows, right=False) + "\n"
+    return markdown_table(["claim", "verdict", "measured", "page"], rows) + "\n"
 
 
 def claims(question: ModuleType, data: str) -> list[Claim]:

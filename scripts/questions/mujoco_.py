@@ -104,7 +104,7 @@ def answer(rows: Sequence[Row]) -> Answer:
             Table("Settings", ["", "words", "how chosen"],
                   [[NAMES[a], f"`{words}`", CHOSEN[a]] for a, words in SETTINGS.items()],
                   before="One for all six tasks, which comes with them: `algo=trpo env=Ant` says the same. What is not named is the "
-                  "general default.", right=False),
+                  "general default."),
         ],
         plot=partial(draw, by_axis),
         caption="Return over steps and seconds: IQM over seeds with its 95 % bootstrap interval.",

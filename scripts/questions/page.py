@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rl_natgrad.compare import stats
+from rl_natgrad.compare.options import AXES
 from rl_natgrad.compare.report import markdown_table
+from rl_natgrad.compare.summary import Comparison, duration
 from rl_natgrad.run.files import naming
 
 
@@ -30,7 +32,6 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     before: str = ""
-    right: bool = True  # columns of numbers, but the first
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def markdown(answer: Answer, script: str, about: str) -> str:
     """README.md. script: what makes it."""
     verdicts = "\n".join(f"- “{c.claim}”: **{c.verdict}**. {c.number}" for c in answer.claims)
     tables = "\n\n".join(
-        "\n\n".join(filter(None, (f"## {t.title}", t.before, markdown_table(t.header, t.rows, t.right)))) for t in answer.tables
+        "\n\n".join(filter(None, (f"## {t.title}", t.before, markdown_table(t.header, t.rows)))) for t in answer.tables
     )
     return PAGE.format(
         title=answer.title, question=answer.question, verdicts=verdicts, sentence=answer.sentence, script=script,
@@ -154,3 +155,18 @@ def minus(text: str) -> str:
 def cells(header: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[Sequence[str], list[list[str]]]:
     """A table of `rl_natgrad.compare`, with real minus signs."""
     return header, [[minus(cell) for cell in row] for row in rows]
+
+
+def solved(comparisons: Sequence[Comparison]) -> Table:
+    """Steps, updates and seconds to the threshold, one row per environment and algorithm."""
+    rows = []
+    for c in (c for c in comparisons if c.threshold is not None):
+        for group in c.groups:
+            times = [duration(group.to_reach[axis], axis) for axis in AXES]
+            rows.append([c.env, f"{c.threshold:g}", group.label, *times, f"{group.reached} of {len(group.runs)}"])
+    return Table(
+        "How soon the environment counts as solved",
+        *cells(["environment", "threshold", "algorithm", *AXES.values(), "seeds that reach it"], rows),
+        before="Median over all seeds of the first point of the curve that reaches Gymnasium's threshold; a seed that "
+        "never does counts as later than all others.",
+    )

@@ -155,8 +155,7 @@ def answer(rows: Sequence[Row]) -> Answer:
                   before="The zoo's (hyperparams/ppo.yml; LunarLander's and MuJoCo's of the tasks' earlier versions). The "
                   "critic has the same rate on average, epochs and minibatches. sb3 shortens the gradient of policy and critic together, "
                   "to a norm most of which is the critic's where returns are not normalised: there the policy's has a tenth of it. On "
-                  "CartPole, seeds 1000 to 1011, with all of it 4 of 12 runs fell below 400 after 40 % of the steps, with a tenth 1.",
-                  right=False),
+                  "CartPole, seeds 1000 to 1011, with all of it 4 of 12 runs fell below 400 after 40 % of the steps, with a tenth 1."),
         ],
         plot=partial(plot.draw, comparisons=found, axes=["steps", "seconds"], metric="return") if found else lambda _: None,
         caption="Return over steps and seconds: IQM over seeds with its 95 % bootstrap interval.",

@@ -77,7 +77,10 @@ def numbers(text: str) -> np.ndarray:
 def as_run(row: Mapping[str, Any]) -> Run:
     """A `curve` with its env, algo, seed and steps as a run that `rl_natgrad.compare` takes."""
     y, seconds = numbers(row["curve"]), numbers(row["clock"])
-    x = {"steps": row["steps"] * np.arange(1, len(y) + 1) / len(y), "seconds": seconds}
+    share = np.arange(1, len(y) + 1) / len(y)
+    x = {"steps": row["steps"] * share, "seconds": seconds}
+    if row.get("updates"):
+        x["updates"] = row["updates"] * share
     config = {"env.id": row["env"], "seed": row["seed"]}
     there = np.isfinite(y)
     return Run(Path(row["env"], row["algo"], str(row["seed"])), config, {k: v[there] for k, v in x.items()}, y[there])
