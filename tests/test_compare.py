@@ -411,7 +411,7 @@ def test_what_is_known_once_is_compared_and_drawn_as_bars(tmp_path, capsys):
 
 
 def test_columns_with_numbers_are_to_the_right_and_others_are_not():
-    rows = [["64", "TRPO", "−85.3 [−87.6, −84.3]", "–", "whole"], ["128", "PG 2", "not reached", "0.5", "64 of 90"]]
+    rows = [["64", "TRPO", "−85.3 [−87.6, −84.3]", "–", "whole"], ["128", "PG 2", "not reached", "0.5", "64 of 9"]]
     marks = markdown_table(["n", "of", "IQM", "P", "batch"], rows).splitlines()[1]
     assert marks == "| :-- | :-- | --: | --: | --: |"
 
