@@ -40,7 +40,9 @@ def test_one_setting_for_all_six_which_comes_with_the_environments(scripts):
             assert trees[-1]["env"].pop("id") == f"{env}-v5"
         assert trees == [trees[0]] * 6
     jobs = question.jobs(False)
-    assert len(jobs) == 240 and {job["seed"] for job in jobs[:24]} == {100}
+    assert {job["seed"] for job in jobs[:24]} == {100} and len(question.jobs(True)) == 8
+    reported = [job for job in jobs if job["algo"] in question.SETTINGS]
+    assert reported == jobs[:240] and {job["seed"] for job in reported} == set(range(100, 110))
     assert len({(job["env"], job["algo"]) for job in jobs[:24]}) == 24
 
 
@@ -65,6 +67,21 @@ def test_a_page_of_what_there_is_says_how_much(scripts, count, verdicts, tmp_pat
     assert cell(answer, "Beside other libraries", "Ant-v5", "sb3-contrib, published") == "3,554"
     assert cell(answer, "What a second does", "Hopper-v5", "TRPO") == "10"
     answer.draw(tmp_path / "figure.png")
+
+
+def test_what_was_tried_is_apart_from_what_is_reported(scripts):
+    question = scripts("mujoco_")
+    jobs = question.jobs(False)
+    assert {job["seed"] for job in jobs if job["algo"] == "tried"} == {1001, 1002}
+    ends = {"trpo": 500, "own": 5000}
+    answer = question.answer(invented(jobs, lambda job: ends.get(job["algo"], job["seed"])))
+    (tried,) = [table.rows for table in answer.tables if table.title == "What was tried"]
+    assert ["Walker2d-v5", "`algo.lam=0.97`", "899", "1,002", "2"] in tried  # 1001.5 × 44/49
+    assert ["HalfCheetah-v5", "the setting above", "899", "1,001", "1"] in tried
+    assert cell(answer, "With a setting of its own", "Swimmer-v5", "n") == "10"
+    (own,) = [table.rows for table in answer.tables if table.title == "With a setting of its own"]
+    assert own[0][4:] == ["500 [500, 500]", "4,490 [4,490, 4,490]", "5,000 [5,000, 5,000]", "359"]
+    assert "240 trainings" in answer.run and "Not complete" not in answer.sentence
 
 
 def test_a_task_that_is_behind_is_not_reached(scripts):

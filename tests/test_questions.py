@@ -15,6 +15,7 @@ QUESTIONS = ROOT / "scripts" / "questions"
 
 @pytest.fixture
 def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
     monkeypatch.syspath_prepend(QUESTIONS)
     return importlib.import_module
 

@@ -103,7 +103,8 @@ def answer(rows: Sequence[Row]) -> Answer:
             f"{listing(sorted(map(str, n)))} seeds per algorithm and environment. {compared} pairs are compared on each "
             f"axis; were there no difference in any, about {compared / 20:.1g} of them would still look different.",
             "Nothing is tuned alike: PG's rate was chosen on CartPole, LunarLander's horizon, γ and δ with TRPO; PPO and PG "
-            "with several steps have Schulman et al.'s epochs, minibatches and clip. Another rate or δ may give another order.",
+            "with several steps have Schulman et al.'s epochs, minibatches and clip. Another rate or δ may give another order: "
+            "[tuning](../tuning/README.md) has each with the best of equally many settings.",
             "One batch size per environment, so steps and updates say the same.",
             f"Seconds are those of one thread of one machine, from the first environment on; {share:.0%} of them went into acting and "
             "stepping environments, the same work for all.",

@@ -114,8 +114,9 @@ def markdown(answer: Answer, script: str, about: str) -> str:
     """README.md. script: what makes it."""
     verdicts = "\n".join(f"- “{c.claim}”: **{c.verdict}**. {c.number}" for c in answer.claims)
     tables = "\n\n".join(
-        "\n\n".join(filter(None, (f"## {t.title}", t.before, markdown_table(t.header, t.rows)))) for t in answer.tables
-    )
+        "\n\n".join(filter(None, (f"## {t.title}", t.before, markdown_table(t.header, t.rows))))
+        for t in answer.tables if t.rows  # a page of what there is has no row of what is missing
+    )  # fmt: skip
     return PAGE.format(
         title=answer.title, question=answer.question, verdicts=verdicts, sentence=answer.sentence, script=script,
         caption=answer.caption, run=answer.run, tables=tables, oracle=answer.oracle, about=about,
