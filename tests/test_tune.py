@@ -92,6 +92,8 @@ def test_the_page_says_who_is_ahead_and_what_untuned_gives(tune):
         early = winner | {"round": "default", "trial": -1, "curve": shared(range(100 * k - 5, 100 * k + 5))}
         found += [early | {"seed": seed} for seed in range(100, 110)]
     page = tuning.answer(found)
+    assert "Not complete: without Acrobot, Pendulum and LunarLander" in page.sentence
+    assert "125 trainings" in page.run
     steps, updates, seconds, untuned = page.claims
     assert steps.verdict == updates.verdict == seconds.verdict == "PPO"
     assert "highest on CartPole-v1 (408.6" in steps.number

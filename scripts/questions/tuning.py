@@ -8,7 +8,7 @@ import numpy as np
 from page import Answer, Claim, Table, cells, iqm, minus, number, solved
 from runner import Row
 from trainings import as_run
-from tune import ALGOS, CONTINUOUS, STEPS, Plan, knobs, score
+from tune import ALGOS, CONTINUOUS, DEFAULT, STEPS, Plan, knobs, score
 
 from rl_natgrad.compare import plot, stats, summary
 from rl_natgrad.compare.options import AXES, Options
@@ -35,12 +35,14 @@ def answer(found: Sequence[Row]) -> Answer:
               for axis, each in by_axis.items()),
             suffers(spread),
         ],
-        sentence="“Ahead” is by interquartile mean (IQM) over seeds, with its 95 % bootstrap interval in brackets. Two algorithms "
+        sentence=(f"**Not complete: without {listing(left)}.** " if (left := [env for env in DEFAULT if env not in spread]) else "")
+        + "“Ahead” is by interquartile mean (IQM) over seeds, with its 95 % bootstrap interval in brackets. Two algorithms "
         "are told apart where the 95 % interval of the probability that a run of one ends above a run of the other leaves out one half.",
         run=f"Per task and algorithm {plan.trials} settings, quasi-random over the ranges below, on seed {plan.first[0]}; the "
         f"best {plan.best} by the mean of the last tenth again on {plan.again[0]} to {plan.again[-1]}; the best of these, by all four seeds, on "
         f"{plan.final[0]} to {plan.final[-1]}, on which nothing was chosen; and there too the settings that come with the task. "
-        f"{len(found):,} trainings: {listing([f'{env} for {STEPS[env]:,} steps' for env in spread])}.",
+        f"{sum(row['env'] in spread for row in found):,} trainings: "
+        f"{listing([f'{env} for {STEPS[env]:,} steps' for env in spread])}.",
         tables=[
             *(Table(f"The best setting of each, at equal {AXES[axis]}", *cells(*summary.overview(each)))
               for axis, each in by_axis.items()),
