@@ -28,6 +28,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks are for L
 def environment():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{TESTS}")
+        patch.setenv("OPENBLAS_NUM_THREADS", "1")  # NumPy's starts idle threads on import, and none in a fork
         yield
 
 
