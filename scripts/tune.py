@@ -24,7 +24,7 @@ from scipy.stats import qmc
 sys.path.insert(0, str(Path(__file__).parent / "questions"))
 
 from runner import ROOT, Row, collected, from_csv, read, render, to_csv, work
-from trainings import SEEDS, shares, updates
+from trainings import SEEDS, WORDS, shares, updates
 
 from rl_natgrad.envs.cores import cores
 from rl_natgrad.run.files import write_atomically
@@ -82,7 +82,7 @@ MINIBATCHES = {
 }  # fmt: skip
 ALGOS: dict[str, tuple[list[str], Mapping[str, Knob]]] = {
     "pg": (["algo=pg"], {"optimizer.lr": log(1e-3, 1e-1)}),
-    "pg-steps": (["algo=ppo", "algo.surrogate=none"], MINIBATCHES),
+    "pg-steps": (WORDS["pg-steps"], MINIBATCHES),
     "npg": (["algo=npg"], NATURAL),
     "trpo": (["algo=trpo"], NATURAL),
     "ppo": (["algo=ppo"], MINIBATCHES | {"algo.clip": log(0.05, 0.5)}),
@@ -183,7 +183,7 @@ def main(module: ModuleType, argv: Sequence[str]) -> int:
     elif not (out / "data.csv").exists():
         print(f"error: there is no {out / 'data.csv'} yet; without `render` it is made", file=sys.stderr)
         return 1
-    if tuning.compared(from_csv((out / "data.csv").read_text())[0], "steps"):
+    if tuning.tuned(from_csv((out / "data.csv").read_text())[0]):
         render(tuning, out)
         print(f"wrote   {out.relative_to(ROOT)}/README.md, figure.png")
     return code

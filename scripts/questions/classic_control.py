@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from page import Answer, Claim, Table, cells, minus, solved
 from runner import Row, main
-from trainings import SEEDS, smooth, updates
+from trainings import NAMES, SEEDS, WORDS, smooth, updates
 
 from rl_natgrad import Training
 from rl_natgrad.compare import plot, summary
@@ -19,8 +19,6 @@ from rl_natgrad.compare.summary import Comparison
 from rl_natgrad.config.refusals import listing
 
 OPEN = True
-ALGOS = {"trpo": "TRPO", "npg": "NPG", "ppo": "PPO", "pg-steps": "PG (several steps)", "pg": "PG"}
-WORDS = {"pg-steps": ["algo=ppo", "algo.surrogate=none"]}  # of what is no algo= itself
 STEPS = {"CartPole-v1": 100_000, "Acrobot-v1": 100_000, "Pendulum-v1": 200_000, "LunarLander-v3": 300_000}
 POINTS = 50  # of a curve are kept
 SAID = (("algo", "delta"), ("solver", "damping"), ("optimizer", "lr"), ("algo", "gamma"), ("algo", "lam"),
@@ -33,7 +31,7 @@ def jobs(smoke: bool) -> list[Row]:
     seeds = SEEDS[:2] if smoke else SEEDS
     return [
         {"env": env, "algo": algo, "seed": seed, "steps": n}
-        for env, n in steps.items() for seed in seeds for algo in ALGOS
+        for env, n in steps.items() for seed in seeds for algo in NAMES
     ]  # fmt: skip
 
 
@@ -61,7 +59,7 @@ def answer(rows: Sequence[Row]) -> Answer:
     """The page."""
     envs = list(dict.fromkeys(row["env"] for row in rows))
     settings = [row for row in rows if row["step"] is None]
-    groups = {env: {name: found for algo, name in ALGOS.items() if (found := curves(rows, env, algo))} for env in envs}
+    groups = {env: {name: found for algo, name in NAMES.items() if (found := curves(rows, env, algo))} for env in envs}
     by_axis = {
         axis: [summary.compare(env, groups[env], Options([Path()], by=["env"], x=[axis])) for env in envs]
         for axis in AXES
@@ -152,7 +150,7 @@ def cost_table(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[
         runs = [run for group in comparison.groups if group.label == name for run in group.runs]
         return f"{np.median([run.x['seconds'][-1] / run.x['updates'][-1] for run in runs]):.3f}" if runs else "–"
 
-    return ["environment", *ALGOS.values()], [[c.env, *(each(c, name) for name in ALGOS.values())] for c in comparisons]
+    return ["environment", *NAMES.values()], [[c.env, *(each(c, name) for name in NAMES.values())] for c in comparisons]
 
 
 if __name__ == "__main__":

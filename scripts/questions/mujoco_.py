@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from page import Answer, Claim, Table, cells, iqm, minus, number
 from runner import Row, main
-from trainings import SEEDS, as_run, curve
+from trainings import NAMES, SEEDS, as_run, curve
 
 from rl_natgrad.compare import plot, stats, summary
 from rl_natgrad.compare.options import AXES, Options
@@ -36,7 +36,6 @@ SETTINGS = {
     "npg": words("algo=npg"),
     "pg": "algo=pg env.backend=sync policy.log_std=-0.5",
 }
-NAMES = {"trpo": "TRPO", "ppo": "PPO", "npg": "NPG", "pg": "PG"}
 CHOSEN = {
     "trpo": "As the table below says. Before, seed 1000 with damping 0.1: HalfCheetah 5,810, Hopper 2,653, Walker2d 3,396; seed 1001 with "
     "δ 0.01, damping 0.01, σ 1, λ 0.97, 8 × 512 steps, the critic's rate 0.001 and shrink 0.95: HalfCheetah 1,340, Walker2d 2,891.",
@@ -240,7 +239,7 @@ def speed(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     for env in ENVS:
         each = [[row["steps"] / as_run(row).x["seconds"][-1] for row in of(rows, env, algo)] for algo in SETTINGS]
         found.append([f"{env}-v5", *(number(sorted(e)[len(e) // 2] / 1000, ".2g") if e else "–" for e in each)])
-    return ["", *NAMES.values()], found
+    return ["", *(NAMES[algo] for algo in SETTINGS)], found
 
 
 def draw(by_axis: dict[str, list[Comparison]], figure) -> None:

@@ -17,6 +17,8 @@ from rl_natgrad.compare.runs import Run
 from rl_natgrad.training.iteration import NotFinite
 
 SEEDS = range(100, 110)  # nothing is ever chosen on these
+NAMES = {"trpo": "TRPO", "npg": "NPG", "ppo": "PPO", "pg-steps": "PG (several steps)", "pg": "PG"}
+WORDS = {"pg-steps": ["algo=ppo", "algo.surrogate=none"]}  # of what is no algo= itself
 
 
 def updates(*words: str) -> Iterator[tuple[float | None, dict[str, float]]]:

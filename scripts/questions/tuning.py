@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from page import Answer, Claim, Table, cells, iqm, minus, number, solved
 from runner import Row
-from trainings import as_run
+from trainings import NAMES, as_run
 from tune import ALGOS, CONTINUOUS, DEFAULT, STEPS, Plan, knobs, score
 
 from rl_natgrad.compare import plot, stats, summary
@@ -18,7 +18,6 @@ from rl_natgrad.config.refusals import listing
 
 SCRIPT = "scripts/tune.py"
 DRAWS = 10_000  # of the bootstrap
-NAMES = {"trpo": "TRPO", "npg": "NPG", "ppo": "PPO", "pg-steps": "PG (several steps)", "pg": "PG"}
 
 
 def answer(found: Sequence[Row]) -> Answer:
@@ -26,7 +25,7 @@ def answer(found: Sequence[Row]) -> Answer:
     by_axis = {axis: compared(found, axis) for axis in AXES}
     steps = by_axis["steps"]
     spread = {env: trials(found, env) for env in tuned(found)}
-    plan = Plan()
+    plan, sizes = Plan(), [len(knobs(env, algo)) for env in STEPS for algo in ALGOS]
     return Answer(
         title="Equal tuning: PG, NPG, TRPO and PPO",
         question="After equally many tries of its own settings, which algorithm learns most? And what does one get untuned?",
@@ -64,7 +63,7 @@ def answer(found: Sequence[Row]) -> Answer:
         oracle="The trainings are those of `python -m rl_natgrad.train`, to the bit, with the words of the tables; that the choice is made "
         "without the seeds that are reported is tested (`pytest tests/test_tune.py`).",
         cannot=[
-            f"{plan.trials} trials of six to eight settings each: none is the best possible, and a setting may have won by luck with its "
+            f"{plan.trials} trials of {min(sizes)} to {max(sizes)} settings each: none is the best possible, and a setting may have won by luck with its "
             "seeds. What is told apart is so after that much tuning.",
             "The spread is over these ranges. Wider ones make every algorithm look worse, and narrower ones better.",
             "Tuning was for the return at equal steps, and the batch was among what was tuned: at equal updates a large one has seen more.",
