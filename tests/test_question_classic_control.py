@@ -63,10 +63,10 @@ def test_the_tables_are_the_rows(question):
         for seed in range(SEEDS):
             y = [r["return"] for r in rows if (r["algo"], r["seed"]) == (algo, seed) and r["step"]]
             finals.append(np.interp(np.linspace(3610, 4000, 100_001), np.arange(100, 4001, 100), y).mean())
-        assert row[question.ALGOS[algo]].startswith(f"{np.mean(sorted(finals)[1:-1]):.1f} [")  # a quarter is cut
+        assert row[question.NAMES[algo]].startswith(f"{np.mean(sorted(finals)[1:-1]):.1f} [")  # a quarter is cut
     assert chances(answer)["TRPO > PG"] == "1.00 [1.00, 1.00]"
     (costs,) = table(answer, "What an update costs")
-    assert costs == {"environment": "CartPole-v1"} | dict.fromkeys(question.ALGOS.values(), "–") | dict.fromkeys(
+    assert costs == {"environment": "CartPole-v1"} | dict.fromkeys(question.NAMES.values(), "–") | dict.fromkeys(
         ("TRPO", "NPG", "PG"), "0.500")
     assert "δ = 0.01, damping 0.1, Adam at 0.005" in answer.run
 
