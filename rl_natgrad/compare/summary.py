@@ -170,8 +170,8 @@ def leaders(comparison: Comparison) -> list[str]:
 
 def ranking(comparisons: Sequence[Comparison]) -> tuple[str, str]:
     """Who ends highest, in a word and in a sentence. Groups of few seeds are left out, and named."""
-    places: dict[tuple[tuple[str, ...], bool], list[str]] = {}
-    left_out = []
+    places: dict[tuple[str, str], list[str]] = {}
+    words, left_out = [], []
     for whole in comparisons:
         comparison = _of_many(whole)
         small = [group.label for group in whole.groups if group not in comparison.groups]
@@ -180,19 +180,16 @@ def ranking(comparisons: Sequence[Comparison]) -> tuple[str, str]:
             continue
         first, ahead = max(comparison.groups, key=lambda group: group.iqm), leaders(comparison)
         place = f"{comparison.env} ({with_interval(number, first.iqm, first.interval)})"
-        places.setdefault((tuple(ahead), len(ahead) == len(comparison.groups)), []).append(place)
-    parts = []
-    for (names, everyone), where in places.items():
-        if len(names) == 1:
-            parts.append(f"{names[0]} ends highest on {listing(where)}")
-        elif everyone:
-            parts.append(f"{listing(names)} cannot be told apart on {listing(where)}")
-        else:
-            parts.append(f"{listing(names)} end highest on {listing(where)}, where they cannot be told apart")
+        rest = [label for label in ahead if label != first.label]
+        said = f"{first.label} ends highest on", f", not told apart from {listing(rest)}" if rest else ""
+        if len(ahead) == len(comparison.groups):
+            said = f"{listing(ahead)} cannot be told apart on", ""
+        places.setdefault(said, []).append(place)
+        words.append(listing(ahead))
+    parts = [f"{who} {listing(where)}{beside}" for (who, beside), where in places.items()]
     if left_out:
         parts.append(f"not ranked, with under {FEW} seeds: {'; '.join(left_out)}")
-    words = [listing(names) for names, _ in places] or ["not settled"]
-    word = words[0] if len(words) == 1 else "it depends on the task"
+    word = "it depends on the task" if len(set(words)) > 1 else (words or ["not settled"])[0]
     return word, f"{'; '.join(parts) or 'nothing to rank'}."
 
 
