@@ -61,6 +61,7 @@ TRIED = {
     "Swimmer": ((1001, 1002, 1003, 1004), [
         "", "solver.damping=0.1 algo.gamma=0.995", "algo.gamma=0.999", "algo.gamma=0.9999", "algo.gamma=0.9999 algo.lam=0.98",
         "algo.gamma=0.9999 algo.lam=0.99", "algo.gamma=0.9999 policy.log_std=0",
+        "algo.gamma=0.9999 policy.log_std=0 algo.delta=0.01 solver.damping=0.1 num_envs=2 horizon=1024",  # sb3-contrib's
     ]),
     "Humanoid": ((1001,), ["", "policy.log_std=-1", "policy.log_std=-1.5", "policy.hidden=[256,256]", "horizon=512"]),
 }  # fmt: skip
