@@ -63,7 +63,10 @@ TRIED = {
         "algo.gamma=0.9999 algo.lam=0.99", "algo.gamma=0.9999 policy.log_std=0",
         "algo.gamma=0.9999 policy.log_std=0 algo.delta=0.01 solver.damping=0.1 num_envs=2 horizon=1024",  # sb3-contrib's
     ]),
-    "Humanoid": ((1001,), ["", "policy.log_std=-1", "policy.log_std=-1.5", "policy.hidden=[256,256]", "horizon=512"]),
+    "Humanoid": ((1001, 1002), [
+        "", "policy.log_std=-1", "policy.log_std=-1.5", "policy.hidden=[256,256]", "policy.hidden=[256,256] policy.log_std=-1",
+        "horizon=512",
+    ]),
 }  # fmt: skip
 OWN = {"Swimmer": "algo.gamma=0.9999", "Ant": "policy.log_std=-1.5"}  # the best of these, on the seeds that are reported
 # TRPO of other libraries, 1,000,000 steps. Measured: means of the last 100 training episodes, three seeds, on a
