@@ -180,10 +180,11 @@ def ranking(comparisons: Sequence[Comparison]) -> tuple[str, str]:
             continue
         first, ahead = max(comparison.groups, key=lambda group: group.iqm), leaders(comparison)
         place = f"{comparison.env} ({with_interval(number, first.iqm, first.interval)})"
-        rest = [label for label in ahead if label != first.label]
-        said = f"{first.label} ends highest on", f", not told apart from {listing(rest)}" if rest else ""
         if len(ahead) == len(comparison.groups):
             said = f"{listing(ahead)} cannot be told apart on", ""
+        else:
+            rest = [label for label in ahead if label != first.label]
+            said = f"{first.label} ends highest on", f", not told apart from {listing(rest)}" if rest else ""
         places.setdefault(said, []).append(place)
         words.append(listing(ahead))
     parts = [f"{who} {listing(where)}{beside}" for (who, beside), where in places.items()]

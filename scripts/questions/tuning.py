@@ -25,7 +25,7 @@ def answer(found: Sequence[Row]) -> Answer:
     by_axis = {axis: compared(found, axis) for axis in AXES}
     steps = by_axis["steps"]
     spread = {env: trials(found, env) for env in tuned(found)}
-    plan, sizes = Plan(), [len(knobs(env, algo)) for env in STEPS for algo in ALGOS]
+    plan, sizes = Plan(), [len(knobs(env, algo)) for env in spread for algo in ALGOS]
     return Answer(
         title="Equal tuning: PG, NPG, TRPO and PPO",
         question="After equally many tries of its own settings, which algorithm learns most? And what does one get untuned?",
