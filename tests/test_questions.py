@@ -137,6 +137,23 @@ def test_an_open_page_is_of_what_is_there(pages, jobs, tmp_path, capsys):
     assert sorted((tmp_path / "log").read_text().split()) == list("01234")
 
 
+def test_a_new_checkout_goes_on_from_an_open_pages_data(pages, jobs, tmp_path):
+    run, _ = pages
+    kept, data = tmp_path / "runs/questions/doubling.jsonl", tmp_path / "results/doubling/data.csv"
+    run("jobs=1", "only=4"), run("jobs=1", "only=2")
+    _, *before = data.read_text().splitlines()
+    kept.unlink()
+    assert run("jobs=0") == (0, [2, 4])
+    about, *after = data.read_text().splitlines()
+    assert after == before and about.startswith("# 2 jobs, ") and " or " not in about
+    kept.unlink()
+    assert run("jobs=1") == (0, [0, 1, 2, 3, 4])
+    assert (tmp_path / "log").read_text().split() == list("42013")
+    kept.unlink()  # complete: the command makes it anew
+    assert run("jobs=1") == (0, [0, 1, 2, 3, 4])
+    assert (tmp_path / "log").read_text().split() == list("4201301234")
+
+
 def test_a_page_that_is_not_open_waits_for_all(pages, jobs, capsys):
     run, question = pages
     question.OPEN = False

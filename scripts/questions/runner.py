@@ -9,13 +9,14 @@ A question is a module of this folder with three functions:
 `python scripts/questions/<name>.py` runs what is missing, writes results/<name>/data.csv, and renders the page from it.
 `render` only renders.  smoke=1 writes below runs/questions/smoke instead.  jobs=N jobs at once (one per core; a
 question that is timed sets ALONE = True and runs one).  A question whose work takes days sets OPEN = True: its page
-is of what is there, also when the work was stopped, and jobs=0 makes it without running anything.  only=trpo,Ant runs
-the jobs that have these values alone.
+is of what is there, also when the work was stopped, jobs=0 makes it without running anything, and a new checkout goes on from
+the committed data.csv.  only=trpo,Ant runs the jobs that have these values alone.
 """
 
 import csv
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -26,7 +27,7 @@ from io import StringIO
 from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
 from page import markdown
 
@@ -56,6 +57,8 @@ def main(question: ModuleType, argv: Sequence[str]) -> int:
     if words["render"] == "0":
         kept = ROOT / "runs/questions" / f"{name}{'-smoke' if smoke else ''}.jsonl"
         jobs, incomplete = question.jobs(smoke), getattr(question, "OPEN", False)
+        if incomplete:
+            restore(jobs, out / "data.csv", kept)
         wanted = set(filter(None, words["only"].split(",")))
         now = [job for job in jobs if wanted <= set(map(str, job.values()))] if words["jobs"] != "0" else []
         code = work(question, now, kept, int(words["jobs"])) if now else 0
@@ -81,14 +84,11 @@ def title(question: ModuleType) -> str:
 
 def work(question: ModuleType, jobs: Sequence[Row], kept: Path, at_once: int) -> int:
     """Runs the jobs that `kept` does not hold yet, each once, appending a line a job. Returns the exit code."""
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    if kept.exists() and not kept.read_bytes().endswith(b"\n"):
-        write_atomically(kept, kept.read_bytes() + b"\n")  # what a kill cut short stays a line of its own
     done = {_key(line["job"]) for line in read(kept)}
     left = [job for job in jobs if _key(job) not in done]
     commit, began, failed = (git_state() or {}).get("hash"), time.monotonic(), 0
     # Forked, the imports are paid for once; nothing has started a thread yet.
-    with ProcessPoolExecutor(at_once, get_context("fork"), _one_thread) as pool, kept.open("a") as file:
+    with ProcessPoolExecutor(at_once, get_context("fork"), _one_thread) as pool, _appending(kept) as file:
         futures = {pool.submit(_measured, question.rows, job, commit): job for job in left}
         try:
             for number, future in enumerate(as_completed(futures), 1):
@@ -118,8 +118,9 @@ def _measured(rows: Callable[[Row], list[Row]], job: Row, commit: str | None) ->
     """The line of a job: what it gave, the CPU seconds that it took, and the code and libraries that it ran."""
     began = time.process_time()
     found = rows(job)
-    line = {"job": job, "rows": found, "seconds": round(time.process_time() - began, 3)}
-    return json.dumps(line | {"versions": versions(), "commit": commit})
+    seconds, there = round(time.process_time() - began, 3), versions()
+    made = ", ".join(f"{name} {there.get(name, '?')}" for name in LIBRARIES)
+    return json.dumps({"job": job, "rows": found, "seconds": seconds, "made": made, "commit": str(commit)[:12]})
 
 
 def _show(done: int, total: int, seconds: float) -> None:
@@ -131,11 +132,36 @@ def collected(jobs: Iterable[Row], kept: Path) -> tuple[list[Row], str]:
     """The rows of these jobs, in their order, and a line on how they were made."""
     lines = {_key(line["job"]): line for line in read(kept)}
     found = [lines[_key(job)] for job in jobs]
-    made = sorted({", ".join(f"{name} {line['versions'].get(name, '?')}" for name in LIBRARIES) for line in found})
-    commits = sorted({str(line["commit"])[:12] for line in found})
     hours = sum(line["seconds"] for line in found) / 3600
-    about = f"{len(found)} jobs, {hours:.2g} hours of one core; {' or '.join(made)}; commit {' or '.join(commits)}"
+    made, commits = (" or ".join(sorted({each for line in found for each in line[key].split(" or ")}))
+                     for key in ("made", "commit"))  # fmt: skip
+    about = f"{len(found)} jobs, {hours:.3g} hours of one core; {made}; commit {commits}"
     return [line["job"] | row for line in found for row in line["rows"]], about
+
+
+def restore(jobs: Sequence[Row], data: Path, kept: Path) -> None:
+    """Appends to `kept` what it lacks of the jobs in `data`, where these are not all: a new checkout goes on from what is
+    committed, and repeats what is complete. Each job has an equal share of the hours."""
+    if not data.exists():
+        return
+    rows, about = from_csv(data.read_text())
+    wanted, found = {_key(job): job for job in jobs}, {}
+    for row in rows:
+        key = _key({name: row.get(name) for name in jobs[0]})
+        found.setdefault(key, []).append({name: cell for name, cell in row.items() if name not in jobs[0]})
+    lacking = wanted.keys() & found.keys() - {_key(line["job"]) for line in read(kept)}
+    if lacking and wanted.keys() - found.keys():
+        hours, made, commit = re.fullmatch(r"\d+ jobs, (\S+) hours of one core; (.*); commit (.*)", about).groups()
+        of_all = {"seconds": float(hours) * 3600 / len(found), "made": made, "commit": commit}
+        with _appending(kept) as file:
+            file.writelines(json.dumps({"job": wanted[key], "rows": found[key]} | of_all) + "\n" for key in sorted(lacking))
+
+
+def _appending(kept: Path) -> TextIO:
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    if kept.exists() and not kept.read_bytes().endswith(b"\n"):
+        write_atomically(kept, kept.read_bytes() + b"\n")  # what a kill cut short stays a line of its own
+    return kept.open("a")
 
 
 def read(kept: Path) -> list[Row]:
