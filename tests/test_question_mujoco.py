@@ -84,6 +84,19 @@ def test_what_was_tried_is_apart_from_what_is_reported(scripts):
     assert "240 trainings" in answer.run and "Not complete" not in answer.sentence
 
 
+def test_equally_many_settings_of_each_are_chosen_from_on_other_seeds(scripts):
+    question = scripts("mujoco_")
+    jobs = [job for job in question.jobs(False) if job["algo"] == "choice"]
+    assert {job["seed"] for job in jobs} <= {1001, 1002} and {job["env"] for job in jobs} == set(question.CHOOSING)
+    assert len({len(those) for those in question.CANDIDATES.values()}) == 1
+    ends = {"HalfCheetah": 3295, "Hopper": 2 * 1932, "Walker2d": 0}  # the better library's, twice that, nothing
+    answer = question.answer(invented(question.jobs(False), lambda job: ends.get(job["env"], 1)))
+    (rows,) = [table.rows for table in answer.tables if table.title == "How the others' settings were chosen"]
+    assert [row[0] for row in rows] == [name for name in ("PPO", "NPG", "PG") for _ in question.CANDIDATES["pg"]]
+    assert {row[5] for row in rows} == {"0.90"}  # of a straight line the last tenth's mean is 44/49 of its end
+    assert rows[0][:5] == ["PPO", "as it began", "2,959", "3,470", "0"]
+
+
 def test_a_task_that_is_behind_is_not_reached(scripts):
     question = scripts("mujoco_")
     rows = invented(question.jobs(False), lambda job: 3000)
