@@ -42,7 +42,7 @@ CANDIDATES = {
             "algo.minibatch=256 algo.lr=0.001": 2},
     "npg": {"": 1, "algo.delta=0.01": 1, "algo.delta=0.06": 1, "solver.damping=0.1": 2, "policy.log_std=-1": 1,
             "algo.delta=0.02 horizon=128": 2},
-    "pg": {"": 1, "optimizer.lr=0.0015": 1, "optimizer.lr=0.015": 1, "horizon=64": 1, "optimizer.lr=0.0015 horizon=64": 1,
+    "pg": {"": 1, "optimizer.lr=0.0015": 2, "optimizer.lr=0.015": 1, "horizon=64": 1, "optimizer.lr=0.0015 horizon=64": 2,
            "policy.log_std=-1": 1},
 }  # fmt: skip
 SETTINGS = {"trpo": words("trpo"), "ppo": words("ppo"), "npg": words("npg"), "pg": words("pg")}
