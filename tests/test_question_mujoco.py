@@ -20,7 +20,10 @@ def invented(jobs, end):
     def cell(low, high):
         return " ".join(f"{x:.5g}" for x in np.linspace(low, high, 50))
 
-    return [job | {"curve": cell(-end(job), end(job)), "clock": cell(1, 100), "greedy": end(job)} for job in jobs]
+    clock = [job | {"timed": algo, "clock": 10 * n} for job in jobs if job["algo"] == "clock"
+             for n, algo in enumerate(("trpo", "ppo", "npg", "pg"), 1)]  # fmt: skip
+    return clock + [job | {"curve": cell(-end(job), end(job)), "clock": cell(1, 100), "greedy": end(job)}
+                    for job in jobs if job["algo"] != "clock"]  # fmt: skip
 
 
 def cell(answer, title, row, column):
@@ -39,13 +42,15 @@ def test_one_setting_for_all_six_which_comes_with_the_environments(scripts):
             trees.append(cfg.tree())
             assert trees[-1]["env"].pop("id") == f"{env}-v5"
         assert trees == [trees[0]] * 6
-    jobs = question.jobs(False)
-    assert {job["seed"] for job in jobs[:24]} == {100} and len(question.jobs(True)) == 8
+    assert len(question.jobs(True)) == 10
+    clock, jobs = question.jobs(False)[:CLOCK], question.jobs(False)[CLOCK:]
+    assert {job["algo"] for job in clock} == {"clock"} and {job["seed"] for job in jobs[:24]} == {100}
     reported = [job for job in jobs if job["algo"] in question.SETTINGS]
     assert reported == jobs[:240] and {job["seed"] for job in reported} == set(range(100, 110))
     assert len({(job["env"], job["algo"]) for job in jobs[:24]}) == 24
 
 
+CLOCK = 18  # jobs, the first: three rounds of six tasks
 VERDICTS = {15: ["not settled"] * 4, 240: ["half true", "true", "TRPO", "TRPO"]}
 
 
@@ -53,7 +58,7 @@ VERDICTS = {15: ["not settled"] * 4, 240: ["half true", "true", "TRPO", "TRPO"]}
 def test_a_page_of_what_there_is_says_how_much(scripts, count, verdicts, tmp_path):
     question = scripts("mujoco_")
     ends, low = {"trpo": 4600, "ppo": 3000, "npg": 2000, "pg": 1000}, {"Hopper": 0.4}
-    jobs = question.jobs(False)[:count]
+    jobs = question.jobs(False)[: CLOCK + count]
     rows = invented(jobs, lambda job: ends[job["algo"]] * low.get(job["env"], 1))
     for row in rows:
         row["greedy"] = 4600
@@ -65,7 +70,8 @@ def test_a_page_of_what_there_is_says_how_much(scripts, count, verdicts, tmp_pat
     score = 4600 * (2 * 46.5 / 49 - 1)  # the mean of the last tenth: a line's value at its middle
     assert cell(answer, "Beside other libraries", "HalfCheetah-v5", "measured: ours").startswith(f"{score:,.0f} [")
     assert cell(answer, "Beside other libraries", "Ant-v5", "sb3-contrib, published") == "3,554"
-    assert cell(answer, "What a second does", "Hopper-v5", "TRPO") == "10"
+    assert cell(answer, "What a second does", "Hopper-v5", "TRPO") == "9.8"
+    assert cell(answer, "What a second does", "Hopper-v5", "PG") == "2.5"
     answer.draw(tmp_path / "figure.png")
 
 
