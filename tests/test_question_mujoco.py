@@ -65,6 +65,7 @@ def test_a_page_of_what_there_is_says_how_much(scripts, count, verdicts, tmp_pat
     answer = question.answer(rows)
     assert [claim.verdict for claim in answer.claims] == verdicts
     assert ("Not complete: 15 of 240" in answer.sentence) == (count == 15)
+    assert "after 1,000,000 steps" in answer.question and f"{count} trainings of 1,000,000 steps" in answer.run
     n = cell(answer, "At equal environment steps", "HalfCheetah-v5", "n")
     assert n == ("1" if count == 15 else "10")
     score = 4600 * (2 * 46.5 / 49 - 1)  # the mean of the last tenth: a line's value at its middle

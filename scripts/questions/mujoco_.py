@@ -151,8 +151,8 @@ def clocked(here: Sequence[str], steps: int) -> list[Row]:
 def answer(rows: Sequence[Row]) -> Answer:
     """The page, of as many trainings as there are."""
     by_axis = {axis: comparisons(rows, axis) for axis in ("steps", "seconds")}
-    steps, total = rows[0]["steps"], len(SETTINGS) * len(ENVS) * len(SEEDS)
     ran = [row for row in rows if row["algo"] in SETTINGS]
+    steps, total = ran[0]["steps"], len(SETTINGS) * len(ENVS) * len(SEEDS)
     return Answer(
         title="PG, NPG, TRPO and PPO on MuJoCo",
         question="Which of the policy gradient (PG, one Adam step per batch), the natural policy gradient (NPG), TRPO and "
