@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_runs import write_run
+from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
@@ -328,6 +329,16 @@ def test_runs_that_never_reach_the_threshold_are_not_dropped(tmp_path):
     write_run(tmp_path, seed=3, returns=[10, 15, 20])
     (group,) = summary(tmp_path, threshold=475.0).groups
     assert group.reached == 2 and group.to_reach["steps"] == np.inf
+
+
+@pytest.mark.parametrize("threshold, shown", [(400.0, True), (6000.0, False), (-900.0, False)])
+def test_a_threshold_far_from_the_curves_does_not_press_them_flat(two_algos, threshold, shown):
+    figure = Figure()
+    plot.draw(figure, [summary(two_algos, threshold=threshold)], ["steps"], "return")
+    (panel,) = figure.axes
+    low, high = panel.get_ylim()
+    assert 0 < low < 50 and 482 < high < 550
+    assert ("threshold" in [text.get_text() for text in panel.get_legend().get_texts()]) == shown
 
 
 def test_threshold_is_gymnasiums_where_it_has_one(two_algos):
