@@ -460,6 +460,14 @@ def test_groups_of_few_seeds_are_not_ranked(tmp_path):
     assert sentence.endswith(": trpo on CartPole-v1.")
 
 
+def test_all_may_be_level_with_the_highest_and_yet_not_with_each_other(tmp_path):
+    for algo, ends in (("npg", [9, 9, 9, 0, 0]), ("pg", [1] * 5), ("trpo", [4] * 5)):
+        for seed, end in enumerate(ends):
+            write_run(tmp_path, algo, seed, returns=[0.0, end, end])
+    _, sentence = ranking([summary(tmp_path)])
+    assert sentence.startswith("npg ends highest on CartPole-v1") and sentence.endswith(", not told apart from pg and trpo.")
+
+
 def test_out_may_be_the_figure_alone(two_algos, capsys):
     file = two_algos / "fig.pdf"
     code, out, _ = said(capsys, two_algos, f"out={file}")

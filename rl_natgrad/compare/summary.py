@@ -163,9 +163,13 @@ def leaders(comparison: Comparison) -> list[str]:
     first = max(comparison.groups, key=lambda group: group.iqm).label
     behind = set()
     for pair in comparison.pairs:
-        if pair.interval and first in (pair.left, pair.right) and not pair.interval[0] <= 0.5 <= pair.interval[1]:
+        if first in (pair.left, pair.right) and _told_apart(pair):
             behind.add(pair.right if pair.left == first else pair.left)
     return [group.label for group in comparison.groups if group.label not in behind]
+
+
+def _told_apart(pair: Pair) -> bool:
+    return pair.interval is not None and not pair.interval[0] <= 0.5 <= pair.interval[1]
 
 
 def ranking(comparisons: Sequence[Comparison]) -> tuple[str, str]:
@@ -180,7 +184,7 @@ def ranking(comparisons: Sequence[Comparison]) -> tuple[str, str]:
             continue
         first, ahead = max(comparison.groups, key=lambda group: group.iqm), leaders(comparison)
         place = f"{comparison.env} ({with_interval(number, first.iqm, first.interval)})"
-        if len(ahead) == len(comparison.groups):
+        if not any(map(_told_apart, comparison.pairs)):
             said = f"{listing(ahead)} cannot be told apart on", ""
         else:
             rest = [label for label in ahead if label != first.label]
