@@ -465,7 +465,8 @@ def test_all_may_be_level_with_the_highest_and_yet_not_with_each_other(tmp_path)
         for seed, end in enumerate(ends):
             write_run(tmp_path, algo, seed, returns=[0.0, end, end])
     _, sentence = ranking([summary(tmp_path)])
-    assert sentence.startswith("npg ends highest on CartPole-v1") and sentence.endswith(", not told apart from pg and trpo.")
+    assert sentence.startswith("npg ends highest on CartPole-v1")
+    assert sentence.endswith(", not told apart from pg and trpo.")
 
 
 def test_out_may_be_the_figure_alone(two_algos, capsys):
