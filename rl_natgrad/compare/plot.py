@@ -95,8 +95,8 @@ def _panel(panel, comparison: Comparison, axis: str) -> None:
         panel.plot(grid, middle, label=f"{group.label} (n = {len(group.runs)})", linewidth=1.6, **style)
         if low is not None:
             panel.fill_between(grid, low, high, color=style["color"], alpha=0.2, linewidth=0)
-    low, high = panel.get_ylim()  # of the curves, which a threshold far from them would press flat
-    if comparison.threshold is not None and low <= comparison.threshold <= high:
+    bottom, top = panel.get_ylim()  # of the curves, which a threshold far from them would press flat
+    if comparison.threshold is not None and bottom <= comparison.threshold <= top:
         panel.axhline(comparison.threshold, color="0.6", linewidth=0.8, linestyle=":", label="threshold")
     panel.set_title(_title(comparison), fontsize="medium")
     panel.set_xlabel(AXES[axis])

@@ -44,6 +44,11 @@ class Pair:
     chance: float
     interval: tuple[float, float] | None
 
+    @property
+    def told_apart(self) -> bool:
+        """Whether the interval leaves out one half."""
+        return self.interval is not None and not self.interval[0] <= 0.5 <= self.interval[1]
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -163,13 +168,9 @@ def leaders(comparison: Comparison) -> list[str]:
     first = max(comparison.groups, key=lambda group: group.iqm).label
     behind = set()
     for pair in comparison.pairs:
-        if first in (pair.left, pair.right) and _told_apart(pair):
+        if pair.told_apart and first in (pair.left, pair.right):
             behind.add(pair.right if pair.left == first else pair.left)
     return [group.label for group in comparison.groups if group.label not in behind]
-
-
-def _told_apart(pair: Pair) -> bool:
-    return pair.interval is not None and not pair.interval[0] <= 0.5 <= pair.interval[1]
 
 
 def ranking(comparisons: Sequence[Comparison]) -> tuple[str, str]:
@@ -184,7 +185,7 @@ def ranking(comparisons: Sequence[Comparison]) -> tuple[str, str]:
             continue
         first, ahead = max(comparison.groups, key=lambda group: group.iqm), leaders(comparison)
         place = f"{comparison.env} ({with_interval(number, first.iqm, first.interval)})"
-        if not any(map(_told_apart, comparison.pairs)):
+        if not any(pair.told_apart for pair in comparison.pairs):
             said = f"{listing(ahead)} cannot be told apart on", ""
         else:
             rest = [label for label in ahead if label != first.label]
