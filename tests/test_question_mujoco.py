@@ -76,6 +76,12 @@ def test_a_page_of_what_there_is_says_how_much(scripts, count, verdicts, tmp_pat
     answer.draw(tmp_path / "figure.png")
 
 
+def test_a_clock_alone_makes_no_page(scripts):
+    question = scripts("mujoco_")
+    with pytest.raises(scripts("runner").NoPage, match="seeds 100 to 109"):
+        question.answer(invented(question.jobs(False)[:CLOCK], lambda job: 1))
+
+
 def test_what_was_tried_is_apart_from_what_is_reported(scripts):
     question = scripts("mujoco_")
     jobs = question.jobs(False)

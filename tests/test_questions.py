@@ -154,6 +154,22 @@ def test_a_new_checkout_goes_on_from_an_open_pages_data(pages, jobs, tmp_path):
     assert (tmp_path / "log").read_text().split() == list("4201301234")
 
 
+def test_rows_that_say_nothing_yet_are_kept_and_leave_the_page(scripts, jobs, tmp_path, capsys, monkeypatch):
+    runner, page = scripts("runner"), tmp_path / "results/doubling/README.md"
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    page.parent.mkdir(parents=True)
+    page.write_text("as it was")
+
+    def nothing(rows):
+        raise runner.NoPage(f"{len(rows)} are too few")
+
+    question = types.SimpleNamespace(__file__="doubling_.py", rows=doubling, jobs=lambda smoke: jobs, OPEN=True)
+    question.answer = nothing
+    assert runner.main(question, ["jobs=1", "only=4"]) == 1
+    assert capsys.readouterr().err == "error: no page yet: 1 are too few\n" and page.read_text() == "as it was"
+    assert len(runner.read(tmp_path / "runs/questions/doubling.jsonl")) == 1
+
+
 def test_a_page_that_is_not_open_waits_for_all(pages, jobs, capsys):
     run, question = pages
     question.OPEN = False

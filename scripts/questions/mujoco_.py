@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from page import Answer, Claim, Table, cells, iqm, minus, number
-from runner import Row, main
+from runner import NoPage, Row, main
 from trainings import NAMES, SEEDS, as_run, curve, text, updates
 
 from rl_natgrad.compare import plot, stats, summary
@@ -150,8 +150,9 @@ def clocked(here: Sequence[str], steps: int) -> list[Row]:
 
 def answer(rows: Sequence[Row]) -> Answer:
     """The page, of as many trainings as there are."""
+    if not (ran := [row for row in rows if row["algo"] in SETTINGS]):
+        raise NoPage(f"none of the trainings of seeds {SEEDS[0]} to {SEEDS[-1]} is there; without only=… they run too")
     by_axis = {axis: comparisons(rows, axis) for axis in ("steps", "seconds")}
-    ran = [row for row in rows if row["algo"] in SETTINGS]
     steps, total = ran[0]["steps"], len(SETTINGS) * len(ENVS) * len(SEEDS)
     return Answer(
         title="PG, NPG, TRPO and PPO on MuJoCo",

@@ -10,7 +10,7 @@ A question is a module of this folder with three functions:
 `render` only renders.  smoke=1 writes below runs/questions/smoke instead.  jobs=N jobs at once (one per core; a
 question that is timed sets ALONE = True and runs one).  A question whose work takes days sets OPEN = True: its page
 is of what is there, also when the work was stopped, jobs=0 makes it without running anything, and a new checkout goes on from
-the committed data.csv.  only=trpo,Ant runs the jobs that have these values alone.
+the committed data.csv.  only=trpo,Ant runs the jobs that have these values alone.  answer() may raise NoPage.
 """
 
 import csv
@@ -40,10 +40,14 @@ Row = dict[str, Any]
 LIBRARIES = ("rl_natgrad", "torch", "gymnasium", "numpy", "python")
 
 
+class NoPage(Exception):
+    """The rows say nothing of the question yet; the message says what is missing."""
+
+
 def main(question: ModuleType, argv: Sequence[str]) -> int:
     """Runs what is missing, then writes data.csv and the page.
 
-    Exit code: 0, 1 (a job failed; the page stays as it was), 2 (refused), 130 (stopped).
+    Exit code: 0, 1 (a job failed, or no page yet; the page stays as it was), 2 (refused), 130 (stopped).
     """
     name = title(question)
     words = {"jobs": "1" if getattr(question, "ALONE", False) else str(cores()), "smoke": "0", "render": "0", "only": ""}
@@ -72,7 +76,11 @@ def main(question: ModuleType, argv: Sequence[str]) -> int:
         out.mkdir(parents=True, exist_ok=True)
         done = [job for job in jobs if job not in missing]
         write_atomically(out / "data.csv", to_csv(*collected(done, kept)).encode())
-    render(question, out)
+    try:
+        render(question, out)
+    except NoPage as error:
+        print(f"error: no page yet: {error}", file=sys.stderr)
+        return code or 1
     print(f"wrote   {out.relative_to(ROOT)}/README.md, figure.png, data.csv")
     return code
 
