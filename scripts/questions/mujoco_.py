@@ -175,6 +175,7 @@ def answer(rows: Sequence[Row]) -> Answer:
         tables=[
             *(Table(f"At equal {AXES[axis]}", *cells(*summary.overview(found))) for axis, found in by_axis.items()),
             Table("Which run ends higher, at equal steps", *cells(*summary.chances(by_axis["steps"]))),
+            Table("The lowest and the highest run", *extremes(rows), before="Last tenth. The IQM leaves out a quarter at either end."),
             Table("Beside other libraries", *beside(rows),
                   before="TRPO. Measured: training, as above, and means of the last 100 training episodes of three seeds "
                   "with sb3-contrib and tianshou on a machine of the same kind. Published, for the v3 tasks: 20 "
@@ -269,6 +270,15 @@ def reached(rows: Sequence[Row], claim: str, key: str, others: Mapping[str, Mapp
     word = "not settled" if few else {len(others): "true", 0: "false"}.get(above, "half true")
     seeds = sorted({len(of(rows, env, "trpo")) for env in others})
     return Claim(claim, word, f"{listing(parts)} ({listing(map(str, seeds), 'or')} seeds).")
+
+
+def extremes(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """What one seed may give."""
+    found = []
+    for env in ENVS:
+        ends = [scores(of(rows, env, algo), "curve") for algo in SETTINGS]
+        found.append([f"{env}-v5", *(f"{number(min(each))} to {number(max(each))}" if each else "–" for each in ends)])
+    return ["", *(NAMES[algo] for algo in SETTINGS)], found
 
 
 def beside(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
