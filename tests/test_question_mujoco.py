@@ -127,6 +127,8 @@ def test_the_lower_end_decides(scripts, theirs, verdict, tmp_path):
     assert [claim.verdict for claim in answer.claims] == [verdict, "false"]
     said = {"true": "+0 [+0, +0]", "false": "−33.3 [−33.3, −33.3]"}
     assert cell(answer, "Return", "Hopper-v5", "in %") == said[verdict]
+    wide = question.answer(invented(question.jobs(False), lambda job: 40.0 + 120 * (job["seed"] % 2)))
+    assert wide.claims[0].verdict == "not settled"  # seeds that end at 40 or at 160, of both
     part = question.answer(invented(question.jobs(False)[:4], lambda job: 100.0))
     assert {claim.verdict for claim in part.claims} == {"not settled"} and "4 of 80" in part.sentence
     part.draw(tmp_path / "figure.png")
