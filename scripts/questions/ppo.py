@@ -175,7 +175,7 @@ def answer(rows: Sequence[Row]) -> Answer:
                   "normalised: there the policy's has a tenth of it."),
             Table("Looked into, on other seeds", *TRIED,
                   before="LunarLander's first four reported runs had the zoo's critic and ended at 129 to 139; the change below came of that, and "
-                  "all were trained anew. Two of Hopper's first four ended at 41 and 7; nothing below is clearly better there, and nothing was "
+                  "all were trained anew. Hopper is behind, two of its first four runs ending at 41 and 7; nothing below is clearly better there, and nothing was "
                   "changed. Falls come with single updates of several nats on Hopper (seed 1002: from 976 to 31 at 6.7, from 720 to 10 at 3.7), which the "
                   "clip does not hold back: 7 to 33 of 2,000 move the policy by more than 0.5, the median by 0.02 or 0.03."),
         ],
