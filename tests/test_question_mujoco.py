@@ -129,6 +129,10 @@ def test_the_lower_end_decides(scripts, theirs, verdict, tmp_path):
     assert cell(answer, "Return", "Hopper-v5", "in %") == said[verdict]
     wide = question.answer(invented(question.jobs(False), lambda job: 40.0 + 120 * (job["seed"] % 2)))
     assert wide.claims[0].verdict == "not settled"  # seeds that end at 40 or at 160, of both
+    behind = [job for job in question.jobs(False) if job["env"] == "Hopper-v5"]
+    for seeds, told in ((4, "not settled"), (5, "half true")):  # the other tasks are not there
+        some = question.answer(invented(behind[: 2 * seeds], lambda job: 50.0 if job["algo"] == "ours" else 100.0))
+        assert some.claims[0].verdict == told
     part = question.answer(invented(question.jobs(False)[:4], lambda job: 100.0))
     assert {claim.verdict for claim in part.claims} == {"not settled"} and "4 of 80" in part.sentence
     part.draw(tmp_path / "figure.png")

@@ -17,7 +17,7 @@ from trainings import SEEDS, as_run, curve, shares
 
 from rl_natgrad.compare import plot, stats, summary
 from rl_natgrad.compare.options import Options
-from rl_natgrad.compare.summary import Comparison
+from rl_natgrad.compare.summary import FEW, Comparison
 from rl_natgrad.config.refusals import listing
 
 OPEN = True
@@ -90,7 +90,8 @@ def rows(job: Row) -> list[Row]:
 def words(env: str) -> list[str]:
     """The zoo's settings as ours. Where returns are as they are, the critic's fit is the one that comes with it.
 
-    Where they are normalised it has the zoo's epochs, minibatches and mean rate (falling from twice it to 0 in each fit). sb3 shortens the gradient of policy and critic together, most of which is the critic's where returns are as they are: the
+    Where they are normalised it has the zoo's epochs, minibatches and mean rate (falling from twice it to 0 in each fit).
+    sb3 shortens the gradient of policy and critic together, most of which is the critic's where returns are as they are: the
     policy's has a tenth of the norm there.
     """
     zoo = TASKS[env]
@@ -215,14 +216,17 @@ def returns(found: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
 
 
 def learns(found: Sequence[Comparison], complete: bool) -> Claim:
-    """Whether the lower end is above WORST everywhere. Where it is not, and the upper end is above 0, seeds don't tell."""
+    """Whether the lower end is above WORST everywhere. Where it is not, and the upper end is above 0 or seeds are few,
+    that is open."""
     words, told = [], []
     for c in found:
         ours, theirs = (group.finals for group in c.groups)
         value, ends = (np.array(each) * 100 / abs(theirs.mean()) for each in stats.difference(ours, theirs))
-        words.append("true" if ends[0] > WORST else "not settled" if ends[1] > 0 else "false")
-        told.append(f"{c.env} {value:+.0f} % [{ends[0]:+.0f}, {ends[1]:+.0f}] (n = {min(len(ours), len(theirs))})")
-    word = "not settled" if not complete or "not settled" in words else words[0] if len({*words}) == 1 else "half true"
+        n = min(len(ours), len(theirs))
+        words.append("true" if ends[0] > WORST else "not settled" if ends[1] > 0 or n < FEW else "false")
+        told.append(f"{c.env} {value:+.0f} % [{ends[0]:+.0f}, {ends[1]:+.0f}] (n = {n})")
+    alike = words[0] if complete and len({*words}) == 1 else "not settled"
+    word = "half true" if "false" in words and alike != "false" else alike
     return Claim("It learns as stable-baselines3's does", word, minus(f"{'; '.join(told) or 'Nothing yet'}."))
 
 
