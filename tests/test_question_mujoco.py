@@ -133,6 +133,7 @@ def test_the_lower_end_decides(scripts, theirs, verdict, tmp_path):
     for seeds, told in ((4, "not settled"), (5, "half true")):  # the other tasks are not there
         some = question.answer(invented(behind[: 2 * seeds], lambda job: 50.0 if job["algo"] == "ours" else 100.0))
         assert some.claims[0].verdict == told
+        assert cell(some, "Return", "Hopper-v5", "in %") == ("−50" if seeds < 5 else "−50 [−50, −50]")
     part = question.answer(invented(question.jobs(False)[:4], lambda job: 100.0))
     assert {claim.verdict for claim in part.claims} == {"not settled"} and "4 of 80" in part.sentence
     part.draw(tmp_path / "figure.png")
