@@ -6,6 +6,7 @@ import os
 import queue
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -419,6 +420,32 @@ def test_torchrun_stops_goes_on_and_refuses(monkeypatch, tmp_path):
     with Torchrun("algo.delta=no", output=tmp_path / "refused.txt") as torchrun:
         assert torchrun.end()[1].count("error: algo.delta") == 1
     assert time.monotonic() - start < IN_TIME
+
+
+def test_ranks_that_start_again_after_the_end_have_nothing_left_to_do(tmp_path):
+    """As where one is killed while it ends."""
+    words = [*SMALL, *CRITIC, "env=Pendulum", "total_steps=600", f"runs_dir={tmp_path}"]
+    for attempt in range(2):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        env = {
+            **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo",
+            "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+            "TORCHELASTIC_RUN_ID": "again", "TORCHELASTIC_RESTART_COUNT": str(attempt),
+        }  # fmt: skip
+        both = [
+            subprocess.Popen([sys.executable, "-m", "rl_natgrad.train", *words], text=True, stdout=subprocess.PIPE,
+                             env=env | {"RANK": rank, "LOCAL_RANK": rank})
+            for rank in "01"
+        ]  # fmt: skip
+        try:
+            said = [process.communicate(timeout=60)[0] for process in both]
+        finally:
+            for process in both:
+                process.kill()
+        assert [process.returncode for process in both] == [0, 0]
+    assert "nothing is left to do" in said[0]
 
 
 def new_ranks(torchrun, old) -> list[int]:

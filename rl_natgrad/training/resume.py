@@ -69,6 +69,9 @@ def _prepare(
     if record.get("outcome") == "finished" and not file:
         raise ValueError(f"{path} is finished and has no checkpoint to go on from")
     if record.get("outcome") == "finished" and saved["step"] >= cfg.total_steps:
+        if others := ranks(launch, stop, stack):  # who wait for what rank 0 tells
+            others.tell({"do": "end"})
+            others.answers()
         print(f"done    {path} has its {saved['step']:,} steps; nothing is left to do")
         return None
     training = stack.enter_context(closing(Training(cfg, ranks(launch, stop, stack))))
