@@ -129,6 +129,11 @@ def test_the_lower_end_decides(scripts, theirs, verdict, tmp_path):
     assert cell(answer, "Return", "Hopper-v5", "in %") == said[verdict]
     wide = question.answer(invented(question.jobs(False), lambda job: 40.0 + 120 * (job["seed"] % 2)))
     assert wide.claims[0].verdict == "not settled"  # seeds that end at 40 or at 160, of both
+    shown = "Seeds and what they can show"
+    assert cell(wide, shown, "Hopper-v5", "deviation of sb3's runs") == "63 %"  # 0.6 √(10/9)
+    assert cell(wide, shown, "Hopper-v5", "seeds needed") == "628"  # 2 (2.8016 · 0.632 / 0.1)²
+    assert float(cell(wide, shown, "Hopper-v5", "sb3 against itself").split()[0]) < 40
+    assert cell(answer, shown, "Hopper-v5", "sb3 against itself") == "100 %"
     behind = [job for job in question.jobs(False) if job["env"] == "Hopper-v5"]
     for seeds, told in ((4, "not settled"), (5, "half true")):  # the other tasks are not there
         some = question.answer(invented(behind[: 2 * seeds], lambda job: 50.0 if job["algo"] == "ours" else 100.0))

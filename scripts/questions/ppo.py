@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ OPEN = True
 POINTS = 50
 NAMES = {"ours": "rl_natgrad", "sb3": "stable-baselines3"}
 WORST, FASTER = -10, 2  # % of sb3's mean that the interval may reach down to; how many times its steps a second
+DRAWS, POWER = 400, 0.8  # of sb3's runs against themselves; the chance that they should pass with
 
 
 class Zoo(NamedTuple):
@@ -154,7 +156,7 @@ def sb3(env: str, seed: int, steps: int) -> Row:
 
 def answer(rows: Sequence[Row]) -> Answer:
     """The page, of as many trainings as there are."""
-    envs = [env for env in TASKS if {row["algo"] for row in rows if row["env"] == env} == set(NAMES)]
+    envs = [env for env in TASKS if rate(rows, env, "ours").keys() & rate(rows, env, "sb3").keys()]
     found = [comparison(rows, env) for env in envs]
     total = len(jobs(False))
     return Answer(
@@ -169,7 +171,12 @@ def answer(rows: Sequence[Row]) -> Answer:
         + listing([f"{env} for {TASKS[env].steps:,} steps" for env in envs]) + ".",
         tables=[
             Table("Return", *cells(*returns(found))),
-            Table("Steps per second", *rates(rows, envs), before="Of one core, learning included: mean over seeds."),
+            Table("Seeds and what they can show", *power(found),
+                  before=f"How often stable-baselines3's own runs, drawn twice from those above as often as there are ({DRAWS} times), have an "
+                  f"interval of the difference above {minus(str(WORST))} %; and with how many seeds of either a library that is exactly as "
+                  f"good would have one in {100 * POWER:.0f} % of all cases (normal approximation)."),
+            Table("Steps per second", *rates(rows, envs), before="Of one core, learning included: mean over the seeds that both have, and the "
+                  "ratio of a seed, median and range. Not all seeds ran on machines of one kind."),
             Table("Settings", ["", "ours"], [[env, f"`{' '.join(words(env))}`"] for env in TASKS],
                   before="The zoo's (hyperparams/ppo.yml; LunarLander's and MuJoCo's of the tasks' earlier versions). Where "
                   "the zoo normalises returns, the critic has the zoo's epochs, minibatches and mean rate (falling from twice it to 0 in each "
@@ -195,7 +202,7 @@ def answer(rows: Sequence[Row]) -> Answer:
             "Not the same algorithm to the letter: sb3 normalises advantages over each minibatch, rewards by a running "
             "deviation (where the zoo normalises), and shares Adam and the gradient's clipping between policy and critic; here "
             "advantages are normalised over the batch, the critic's targets instead of rewards, and the critic has an Adam and a fit of its own.",
-            "Seconds are CPU seconds of one thread of one machine that did other things as well.",
+            "Seconds are CPU seconds of one thread of machines that did other things as well.",
         ],
         literature=["Schulman et al. 2017 (Proximal policy optimization algorithms).",
                     "Raffin et al. 2021 (Stable-Baselines3), and the settings of its rl-baselines3-zoo."],
@@ -243,25 +250,49 @@ def learns(found: Sequence[Comparison], complete: bool) -> Claim:
 
 def trains(rows: Sequence[Row], envs: Sequence[str]) -> Claim:
     """Whether it makes FASTER times the steps of a second."""
-    ratios = {env: rate(rows, env, "ours") / rate(rows, env, "sb3") for env in envs}
-    slow = sum(ratio < FASTER for ratio in ratios.values())
-    word = {0: "true", len(ratios): "false"}.get(slow, "half true") if len(envs) == len(TASKS) else "not settled"
-    told = "; ".join(f"{env} {ratio:.1f} times" for env, ratio in ratios.items()) or "Nothing yet"
+    medians = {env: float(np.median(ratios(rows, env))) for env in envs}
+    slow = sum(times < FASTER for times in medians.values())
+    word = {0: "true", len(medians): "false"}.get(slow, "half true") if len(envs) == len(TASKS) else "not settled"
+    told = "; ".join(f"{env} {times:.1f} times" for env, times in medians.items()) or "Nothing yet"
     return Claim(f"It trains at least {FASTER} times its steps per second", word, f"{told}.")
 
 
-def rate(rows: Sequence[Row], env: str, who: str) -> float:
-    """Steps per CPU second, mean over seeds."""
+def power(found: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
+    """The chance that sb3 passes against itself, and the seeds that an equal one needs. None of fewer than FEW seeds."""
+    table, rng = [], np.random.default_rng(0)
+    z = sum(map(NormalDist().inv_cdf, ((1 + stats.LEVEL) / 2, POWER)))
+    for c in found:
+        ends = c.groups[1].finals
+        if len(ends) < FEW:
+            continue
+        least, mean = abs(ends.mean()) * WORST / 100, abs(ends.mean())
+        pairs = rng.choice(ends, (DRAWS, 2, len(ends)))
+        passed = np.mean([stats.difference(*pair, replicates=1000)[1][0] > least for pair in pairs])
+        seeds = 2 * (z * ends.std(ddof=1) / least) ** 2
+        table.append([c.env, f"{100 * ends.std(ddof=1) / mean:.0f} %", f"{100 * passed:.0f} %", number(max(np.ceil(seeds), FEW))])
+    return ["", "deviation of sb3's runs", "sb3 against itself", "seeds needed"], table
+
+
+def rate(rows: Sequence[Row], env: str, who: str) -> dict[int, float]:
+    """Steps per CPU second of each seed."""
     runs = [row for row in rows if (row["env"], row["algo"]) == (env, who)]
-    return float(np.mean([row["steps"] / as_run(row).x["seconds"][-1] for row in runs]))
+    return {row["seed"]: row["steps"] / as_run(row).x["seconds"][-1] for row in runs}
+
+
+def ratios(rows: Sequence[Row], env: str) -> np.ndarray:
+    """How many times sb3's steps per second, of each seed that both have."""
+    ours, theirs = (rate(rows, env, who) for who in NAMES)
+    return np.array([ours[seed] / theirs[seed] for seed in sorted(ours.keys() & theirs.keys())])
 
 
 def rates(rows: Sequence[Row], envs: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Of both, and the ratio."""
     table = []
     for env in envs:
-        both = [rate(rows, env, who) for who in NAMES]
-        table.append([env, *map(number, both), f"{both[0] / both[1]:.1f}"])
+        both, times = [rate(rows, env, who) for who in NAMES], ratios(rows, env)
+        shared = both[0].keys() & both[1].keys()
+        means = [number(np.mean([speeds[seed] for seed in shared])) for speeds in both]
+        table.append([env, *means, f"{np.median(times):.1f} ({times.min():.1f} to {times.max():.1f})"])
     return ["", *NAMES.values(), "ratio"], table
 
 
