@@ -26,6 +26,11 @@ def invented(jobs, end):
                     for job in jobs if job["algo"] != "clock"]  # fmt: skip
 
 
+def level(jobs, end):
+    """The same with curves that stay at end(job)."""
+    return [row | {"curve": " ".join([f"{row['greedy']}"] * 50)} for row in invented(jobs, end)]
+
+
 def cell(answer, title, row, column):
     (found,) = [table for table in answer.tables if table.title == title]
     (line,) = [line for line in found.rows if line[0] == row]
@@ -123,11 +128,17 @@ def test_a_task_that_is_behind_is_not_reached(scripts):
 @pytest.mark.parametrize("theirs, verdict", [(100.0, "true"), (150.0, "false")])
 def test_the_lower_end_decides(scripts, theirs, verdict, tmp_path):
     question = scripts("ppo")
-    answer = question.answer(invented(question.jobs(False), lambda job: theirs if job["algo"] == "sb3" else 100.0))
+    answer = question.answer(level(question.jobs(False), lambda job: theirs if job["algo"] == "sb3" else 100.0))
     assert [claim.verdict for claim in answer.claims] == [verdict, "false"]
     said = {"true": "+0 [+0, +0]", "false": "−33.3 [−33.3, −33.3]"}
     assert cell(answer, "Return", "Hopper-v5", "in %") == said[verdict]
-    wide = question.answer(invented(question.jobs(False), lambda job: 40.0 + 120 * (job["seed"] % 2)))
+    rising = [row | {"curve": "0 " * 25 + "100 " * 25} if row["algo"] == "ours" else row
+              for row in level(question.jobs(False), lambda job: 100.0)]  # fmt: skip
+    early = question.answer(rising)
+    assert cell(early, "Return", "Hopper-v5", "in %") == "+0 [+0, +0]"
+    told = cell(early, "Return", "Hopper-v5", "over the whole training, in %")
+    assert told == "−50 [−50, −50]"
+    wide = question.answer(level(question.jobs(False), lambda job: 40.0 + 120 * (job["seed"] % 2)))
     assert wide.claims[0].verdict == "not settled"  # seeds that end at 40 or at 160, of both
     shown = "Seeds and what they can show"
     assert cell(wide, shown, "Hopper-v5", "deviation of sb3's runs") == "63 %"  # 0.6 √(10/9)
@@ -136,13 +147,13 @@ def test_the_lower_end_decides(scripts, theirs, verdict, tmp_path):
     assert cell(answer, shown, "Hopper-v5", "sb3 against itself") == "100 %"
     behind = [job for job in question.jobs(False) if job["env"] == "Hopper-v5"]
     for seeds, told in ((4, "not settled"), (5, "half true")):  # the other tasks are not there
-        some = question.answer(invented(behind[: 2 * seeds], lambda job: 50.0 if job["algo"] == "ours" else 100.0))
+        some = question.answer(level(behind[: 2 * seeds], lambda job: 50.0 if job["algo"] == "ours" else 100.0))
         assert some.claims[0].verdict == told
         assert cell(some, "Return", "Hopper-v5", "in %") == ("−50" if seeds < 5 else "−50 [−50, −50]")
-    part = question.answer(invented(question.jobs(False)[:4], lambda job: 100.0))
+    part = question.answer(level(question.jobs(False)[:4], lambda job: 100.0))
     assert {claim.verdict for claim in part.claims} == {"not settled"} and "4 of 80" in part.sentence
     part.draw(tmp_path / "figure.png")
-    alone = question.answer(invented(question.jobs(False)[:1], lambda job: 100.0))
+    alone = question.answer(level(question.jobs(False)[:1], lambda job: 100.0))
     assert {claim.verdict for claim in alone.claims} == {"not settled"}
     alone.draw(tmp_path / "figure.png")
 

@@ -217,19 +217,24 @@ def comparison(rows: Sequence[Row], env: str) -> Comparison:
 
 
 def returns(found: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
-    """Means, lowest and highest, difference, and the difference in % of sb3's mean."""
+    """Means, lowest and highest, the difference, and in % of sb3's mean that and the one over the whole training."""
     table = []
     for c in found:
-        units, ends = (1, 100 / abs(c.groups[1].finals.mean())), [group.finals for group in c.groups]
+        ends = [group.finals for group in c.groups]
         means = [f"{number(x.mean())} ({len(x)}), {number(x.min())} to {number(x.max())}" for x in ends]
-        table.append([c.env, *means, *(difference(c, unit, "+.3g")[1] for unit in units)])
-    return ["", *(f"{name}, mean (seeds), lowest to highest" for name in NAMES.values()), "difference", "in %"], table
+        apart = [difference(c, score, share, "+.3g")[1] for score, share in (("finals", False), ("finals", True), ("areas", True))]
+        table.append([c.env, *means, *apart])
+    names = [f"{name}, mean (seeds), lowest to highest" for name in NAMES.values()]
+    return ["", *names, "difference", "in %", "over the whole training, in %"], table
 
 
-def difference(c: Comparison, unit: float, form: str) -> tuple[np.ndarray | None, str]:
-    """Ends of the difference's interval (2,), None with too few seeds for one, and what there is of both in words."""
-    value, ends = (np.array(each) * unit for each in stats.difference(*(group.finals for group in c.groups)))
-    if min(len(group.runs) for group in c.groups) < FEW:
+def difference(c: Comparison, score: str, share: bool, form: str) -> tuple[np.ndarray | None, str]:
+    """Ends of the interval of the scores' difference (2,), None with too few seeds for one, and what there is of both
+    in words. share: in % of sb3's mean."""
+    ours, theirs = (getattr(group, score) for group in c.groups)
+    unit = 100 / abs(theirs.mean()) if share else 1
+    value, ends = (np.array(each) * unit for each in stats.difference(ours, theirs))
+    if min(len(ours), len(theirs)) < FEW:
         return None, format(value, form)
     return ends, f"{value:{form}} [{ends[0]:{form}}, {ends[1]:{form}}]"
 
@@ -240,7 +245,7 @@ def learns(found: Sequence[Comparison], complete: bool) -> Claim:
     words, told = [], []
     for c in found:
         ours, theirs = (group.finals for group in c.groups)
-        ends, said = difference(c, 100 / abs(theirs.mean()), "+.1f")
+        ends, said = difference(c, "finals", True, "+.1f")
         words.append("not settled" if ends is None else "true" if ends[0] > WORST else "not settled" if ends[1] > 0 else "false")
         told.append(f"{c.env} {said} % (n = {min(len(ours), len(theirs))})")
     alike = words[0] if complete and len({*words}) == 1 else "not settled"
