@@ -138,6 +138,9 @@ def test_the_lower_end_decides(scripts, theirs, verdict, tmp_path):
     assert cell(early, "Return", "Hopper-v5", "in %") == "+0 [+0, +0]"
     told = cell(early, "Return", "Hopper-v5", "over the whole training, in %")
     assert told == "−50 [−50, −50]"
+    held = question.answer(level(question.jobs(False), lambda job: 50.0 if job["algo"] == "held" else 100.0))
+    assert cell(held, "Return", "Hopper-v5", "in %") == "+0 [+0, +0]"
+    assert cell(held, "Return where the KL holds back as well", "Hopper-v5", "in %") == "−50 [−50, −50]"
     wide = question.answer(level(question.jobs(False), lambda job: 40.0 + 120 * (job["seed"] % 2)))
     assert wide.claims[0].verdict == "not settled"  # seeds that end at 40 or at 160, of both
     shown = "Seeds and what they can show"
@@ -151,7 +154,7 @@ def test_the_lower_end_decides(scripts, theirs, verdict, tmp_path):
         assert some.claims[0].verdict == told
         assert cell(some, "Return", "Hopper-v5", "in %") == ("−50" if seeds < 5 else "−50 [−50, −50]")
     part = question.answer(level(question.jobs(False)[:4], lambda job: 100.0))
-    assert {claim.verdict for claim in part.claims} == {"not settled"} and "4 of 80" in part.sentence
+    assert {claim.verdict for claim in part.claims} == {"not settled"} and "4 of 90" in part.sentence
     part.draw(tmp_path / "figure.png")
     alone = question.answer(level(question.jobs(False)[:1], lambda job: 100.0))
     assert {claim.verdict for claim in alone.claims} == {"not settled"}
@@ -164,3 +167,5 @@ def test_the_zoos_settings_are_words(scripts):
         cfg = compose.load([*question.words(env), f"total_steps={zoo.steps}"])
         assert cfg.num_envs * cfg.horizon % zoo.minibatch == 0 and cfg.algo.minibatch == zoo.minibatch
         assert cfg.env.normalize_obs == zoo.normalize == (zoo.log_std is not None)
+    for env, kl in question.HELD.items():
+        assert compose.load(question.words(env, held=True)).algo.target_kl == kl
