@@ -154,7 +154,7 @@ def test_the_lower_end_decides(scripts, theirs, verdict, tmp_path):
         assert some.claims[0].verdict == told
         assert cell(some, "Return", "Hopper-v5", "in %") == ("−50" if seeds < 5 else "−50 [−50, −50]")
     part = question.answer(level(question.jobs(False)[:4], lambda job: 100.0))
-    assert {claim.verdict for claim in part.claims} == {"not settled"} and "4 of 90" in part.sentence
+    assert {claim.verdict for claim in part.claims} == {"not settled"} and "4 of 85" in part.sentence
     part.draw(tmp_path / "figure.png")
     alone = question.answer(level(question.jobs(False)[:1], lambda job: 100.0))
     assert {claim.verdict for claim in alone.claims} == {"not settled"}
